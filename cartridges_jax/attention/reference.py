@@ -1,0 +1,57 @@
+"""The specification of our attention in plain jnp: what every kernel must compute.
+
+A query sees (1) every slot of the prefix and (2) in its own row the keys from the start of its
+segment up to itself. One softmax runs over both. Scores and softmax are float32.
+
+Time and memory grow with B * N * T * (P + S): fine for decoding and for tests, not for training.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+NEG_INF = -1e30  # finite, so that a row without any visible key gives 0 and not NaN
+
+
+def visible_keys(
+    segment_start: Int[Array, "B T"], query_offset: Int[Array, ""] | int, num_keys: int
+) -> jax.Array:
+    """Returns the boolean mask [B, T, S] of the row's own keys that each query sees.
+
+    Query t stands at key index `query_offset + t` and sees keys `segment_start[b, t] ..` itself.
+    """
+    query_index = query_offset + jnp.arange(segment_start.shape[1])
+    key_index = jnp.arange(num_keys)
+    causal = key_index[None, None, :] <= query_index[None, :, None]
+    return causal & (key_index[None, None, :] >= segment_start[:, :, None])
+
+
+def reference_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    prefix_k: Float[Array, "P K H"],
+    prefix_v: Float[Array, "P K H"],
+    *,
+    segment_start: Int[Array, "B T"],
+    query_offset: Int[Array, ""] | int,
+    prefix_length: Int[Array, ""] | int,
+    scale: float,
+) -> Float[Array, "B T N H"]:
+    """See `attention.api.attention`. Slots at `prefix_length` and beyond are padding."""
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    qg = (q.astype(jnp.float32) * scale).reshape(B, T, K, N // K, H)
+    own = jnp.einsum("BTKGH,BSKH->BKGTS", qg, k.astype(jnp.float32))
+    mask = visible_keys(segment_start, query_offset, k.shape[1])
+    own = jnp.where(mask[:, None, None], own, NEG_INF)
+    pre = jnp.einsum("BTKGH,PKH->BKGTP", qg, prefix_k.astype(jnp.float32))
+    pre = jnp.where(jnp.arange(prefix_k.shape[0]) < prefix_length, pre, NEG_INF)
+    # One softmax in two parts: the prefix is never repeated for each row.
+    top = jnp.maximum(own.max(-1), pre.max(-1, initial=NEG_INF))[..., None]
+    own, pre = jnp.exp(own - top), jnp.exp(pre - top)
+    total = own.sum(-1) + pre.sum(-1)
+    out = jnp.einsum("BKGTS,BSKH->BTKGH", own, v.astype(jnp.float32))
+    out += jnp.einsum("BKGTP,PKH->BTKGH", pre, prefix_v.astype(jnp.float32))
+    out /= total.transpose(0, 3, 1, 2)[..., None]
+    return out.reshape(B, T, N, H).astype(q.dtype)

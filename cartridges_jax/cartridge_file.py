@@ -1,0 +1,82 @@
+"""The `.cartridge` file: safetensors with `keys` and `values` [L, P, K, H] and a JSON header.
+
+The header holds the format version, the number of frozen slots, the next position and the
+provenance: the model (hashes of config, weights, tokenizer and chat template, rope), the corpus
+(a hash per document), the data, the settings. Nothing in it is ever executed.
+"""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from etils import epath
+
+from cartridges_jax import files
+from cartridges_jax.cartridge import Cartridge
+from cartridges_jax.errors import InputError
+
+FORMAT_VERSION = 1
+
+
+def save(path: epath.Path, cartridge: Cartridge) -> None:
+    """Writes the file whole or not at all."""
+    header = {
+        "format_version": FORMAT_VERSION,
+        "num_frozen": cartridge.num_frozen,
+        "next_position": cartridge.next_position,
+        "provenance": cartridge.provenance,
+    }
+    tensors = {"keys": np.asarray(cartridge.keys), "values": np.asarray(cartridge.values)}
+    data = safetensors.numpy.save(tensors, metadata={"cartridge": json.dumps(header)})
+    files.write_bytes(path, data)
+
+
+def read_header(path: epath.Path) -> dict[str, Any]:
+    """Reads the header and the shape of the slots, without the slots.
+
+    Returns:
+      The header's fields, and `shape` [L, P, K, H] and `dtype`.
+
+    Raises:
+      InputError: if the file is missing, cut, or not a cartridge.
+    """
+    if not path.exists():
+        raise InputError(f"there is no cartridge file {path}")
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            header = json.loads((file.metadata() or {})["cartridge"])
+            shapes = [tuple(file.get_slice(name).get_shape()) for name in ("keys", "values")]
+            dtype = file.get_slice("keys").get_dtype()
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a whole cartridge file ({error}); it may be cut or of another format"
+        ) from error
+    fields = {"format_version": int, "num_frozen": int, "next_position": int, "provenance": dict}
+    for name, kind in fields.items():
+        if not isinstance(header, dict) or not isinstance(header.get(name), kind):
+            raise InputError(f"{path}: the header has no {name!r} of type {kind.__name__}")
+    if header["format_version"] != FORMAT_VERSION:
+        version = header["format_version"]
+        raise InputError(f"{path} has format {version}; this program reads {FORMAT_VERSION}")
+    if len(shapes[0]) != 4 or shapes[0] != shapes[1]:
+        raise InputError(f"{path}: keys {shapes[0]} and values {shapes[1]} are not [L, P, K, H]")
+    return header | {"shape": list(shapes[0]), "dtype": dtype}
+
+
+def load(path: epath.Path) -> Cartridge:
+    """Reads a cartridge; `InputError` as `read_header`, or where a slot is not finite."""
+    header = read_header(path)
+    tensors = safetensors.numpy.load(path.read_bytes())
+    for name, value in tensors.items():
+        if not np.isfinite(value.astype(np.float32)).all():
+            raise InputError(f"{path}: {name} holds values that are not finite")
+    return Cartridge(
+        jax.numpy.asarray(tensors["keys"]),
+        jax.numpy.asarray(tensors["values"]),
+        num_frozen=header["num_frozen"],
+        next_position=header["next_position"],
+        provenance=header["provenance"],
+    )

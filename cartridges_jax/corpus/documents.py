@@ -1,0 +1,88 @@
+"""Loads a corpus: one text file or a folder of them, in a fixed order.
+
+A document is a name (path below the corpus), a title and a text. The title is a leading Markdown
+heading where there is one (it is then left out of the text), else the name. In a folder, files
+that are not UTF-8 text are left out and counted; a single file that is not text is an error.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import os
+
+from etils import epath
+
+from cartridges_jax.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One text of a corpus."""
+
+    name: str
+    title: str
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of title and text, as the model reads them."""
+        return hashlib.sha256(f"{self.title}\n\n{self.text}".encode()).hexdigest()
+
+
+def parse_document(name: str, content: str) -> Document:
+    """Splits a leading Markdown heading off as the title."""
+    content = content.replace("\r\n", "\n").strip()
+    first, _, rest = content.partition("\n")
+    if first.startswith("# ") and rest.strip():
+        return Document(name, first.removeprefix("# ").strip(), rest.strip())
+    return Document(name, name, content)
+
+
+def _read_text(path: epath.Path) -> str | None:
+    """Returns the file's text, or None where it is not UTF-8 text."""
+    data = path.read_bytes()
+    if b"\0" in data:
+        return None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+
+
+def load_documents(path: str | os.PathLike[str]) -> list[Document]:
+    """Loads the documents of a file or folder, folders in sorted order.
+
+    Raises:
+      InputError: if the path does not exist, a single file is binary or empty, or a folder holds
+        no text.
+    """
+    root = epath.Path(path).expanduser()
+    if not root.exists():
+        raise InputError(f"there is no file or folder {path} to read a corpus from")
+    if not root.is_dir():
+        text = _read_text(root)
+        if text is None:
+            raise InputError(f"{path} is not UTF-8 text; convert it to text first")
+        if not text.strip():
+            raise InputError(f"{path} is empty; a corpus needs some text")
+        return [parse_document(root.name, text)]
+    documents, skipped = [], []
+    for file in sorted(p for p in root.rglob("*") if p.is_file()):
+        parts = file.relative_to(root).parts
+        if any(part.startswith(".") or part in SKIPPED_FOLDERS for part in parts):
+            continue
+        text = _read_text(file)
+        if text is None:
+            skipped.append("/".join(parts))
+        elif text.strip():
+            documents.append(parse_document("/".join(parts), text))
+    if skipped:
+        _log.warning("left out %d files that are not text, such as %s", len(skipped), skipped[0])
+    if not documents:
+        binary = f" ({len(skipped)} files there are not text)" if skipped else ""
+        raise InputError(f"the folder {path} holds no text to read{binary}")
+    return documents

@@ -1,0 +1,80 @@
+"""Training checkpoints: trainable slots, optimizer moments and the data iterator, by Orbax.
+
+Only what changes is saved, so a checkpoint is three times the size of the cartridge. The settings
+are kept beside the checkpoints: a run goes on only with the ones it began with.
+"""
+
+import json
+import logging
+from typing import Any
+
+import jax
+from absl import logging as absl_logging
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from cartridges_jax import files
+from cartridges_jax.errors import InputError
+
+KEEP = 2
+
+
+class TrainingCheckpoints:
+    """The checkpoints of one run; use as a context manager."""
+
+    def __init__(self, folder: epath.Path, inputs: dict[str, Any]):
+        """Opens the folder of a run.
+
+        Args:
+          folder: made if missing.
+          inputs: settings and hashes; a folder begun with others is refused.
+
+        Raises:
+          InputError: if the folder holds a run with other inputs; the difference is named.
+        """
+        settings = folder / "inputs.json"
+        inputs = json.loads(json.dumps(inputs))
+        if settings.exists():
+            saved = json.loads(settings.read_text())
+            for key in sorted(saved.keys() | inputs.keys()):
+                if saved.get(key) != inputs.get(key):
+                    raise InputError(
+                        f"{folder} holds a run with {key}={saved.get(key)!r}, now "
+                        f"{key}={inputs.get(key)!r}; choose another folder or remove this one"
+                    )
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            files.write_json(settings, inputs)
+        absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every step at INFO
+        logging.getLogger("orbax").setLevel(logging.WARNING)
+        self._checkpointer = ocp.training.Checkpointer(
+            folder.resolve(),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "TrainingCheckpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._checkpointer.close()
+
+    def save(self, step: int, state: Any, data_state: Any) -> None:
+        """Saves a pytree of arrays and the data iterator's JSON-able state."""
+        leaves = dict(enumerate(jax.tree.leaves(state)))
+        self._checkpointer.save(
+            step, {str(i): x for i, x in leaves.items()}, custom_metadata={"data": data_state}
+        )
+
+    def restore(self, like: Any) -> tuple[int, Any, Any] | None:
+        """Returns (step, state, data state) of the latest checkpoint, shaped and placed as `like`."""
+        latest = self._checkpointer.latest
+        if latest is None:
+            return None
+        leaves, structure = jax.tree.flatten(like)
+        saved = self._checkpointer.load(latest, {str(i): x for i, x in enumerate(leaves)})
+        state = jax.tree.unflatten(structure, [saved[str(i)] for i in range(len(leaves))])
+        metadata = self._checkpointer.metadata(latest)
+        assert metadata.custom_metadata is not None  # `save` always writes it
+        return latest.step, state, metadata.custom_metadata["data"]

@@ -1,0 +1,117 @@
+"""The Grain pipeline: targets are shuffled anew each epoch, packed into rows and batched.
+
+A packed row holds several conversations; each is a segment with positions of its own, and sees
+only itself (and the prefix). A row has a fixed number of places for targets: what overflows opens
+a new row. A conversation that fits no row is left out and counted, never cut. The iterator's state
+resumes exactly.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import grain
+import numpy as np
+
+from cartridges_jax.distillation import targets as targets_file
+from cartridges_jax.errors import InputError
+from cartridges_jax.shards import ShardSet
+
+PACKING_BINS = 8  # rows that are open at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShape:
+    """Sizes of a packed row: tokens T and target places M."""
+
+    num_tokens: int
+    num_targets: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedData:
+    """An endless data set of batches and what went into it."""
+
+    batches: Any  # grain.IterDataset of dicts, see `packed_rows`
+    num_conversations: int
+    num_dropped: int  # fit no row
+    target_positions: int  # per epoch, dropped ones left out
+
+
+class _Fits(grain.transforms.Filter):
+    def __init__(self, shape: RowShape):
+        self._shape = shape
+
+    def filter(self, element: dict[str, np.ndarray]) -> bool:
+        return (
+            len(element["token_ids"]) <= self._shape.num_tokens
+            and 0 < len(element["target_index"]) <= self._shape.num_targets
+        )
+
+
+def packed_data(shards: ShardSet, shape: RowShape, rows: int, seed: int) -> PackedData:
+    """Opens the targets of one corpus as batches of `rows` packed rows, without end.
+
+    Raises:
+      InputError: if no conversation fits a row, or a shard is missing or damaged.
+    """
+    kept = dropped = positions = 0
+    for index, shard in shards.shards.items():
+        shards.records(index)  # checks that the file is whole
+        for tokens, num_targets in zip(shard["row_tokens"], shard["row_targets"], strict=True):
+            if tokens <= shape.num_tokens and 0 < num_targets <= shape.num_targets:
+                kept, positions = kept + 1, positions + num_targets
+            else:
+                dropped += 1
+    if not kept:
+        raise InputError(
+            f"none of the {dropped} conversations in {shards.folder} fits a row of "
+            f"{shape.num_tokens} tokens with {shape.num_targets} targets; raise row_length"
+        )
+    paths = [os.fspath(shards.path(i)) for i in sorted(shards.shards) if shards.shards[i]["records"]]
+    dataset = (
+        grain.MapDataset.source(grain.sources.ArrayRecordDataSource(paths))
+        .shuffle(seed=seed)
+        .repeat()
+        .map(targets_file.decode_record)
+        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64))
+        .filter(_Fits(shape))
+    )
+    lengths = {
+        "token_ids": shape.num_tokens,
+        "target_index": shape.num_targets,
+        "top_ids": shape.num_targets,
+        "top_logprobs": shape.num_targets,
+    }
+    dataset = grain.experimental.FirstFitPackIterDataset(
+        dataset, length_struct=lengths, num_packing_bins=PACKING_BINS, seed=seed, shuffle_bins=True
+    )
+    dataset = dataset.map(packed_row).batch(rows, drop_remainder=True)
+    return PackedData(dataset, kept, dropped, positions)
+
+
+def packed_row(element: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Turns Grain's packed element into the arrays of one row.
+
+    Returns:
+      token_ids, positions (from 0 in each segment), segment_start [T]; target_index, weight [M]
+      and top_ids, top_logprobs [M, J]. Padding is a segment of its own without targets.
+    """
+    segment = element["token_ids_segment_ids"]
+    T = len(segment)
+    is_start = np.concatenate([[True], segment[1:] != segment[:-1]])
+    start = np.maximum.accumulate(np.where(is_start, np.arange(T), 0)).astype(np.int32)
+    start_of = np.zeros(segment.max() + 1, np.int32)
+    start_of[segment[is_start]] = np.flatnonzero(is_start)
+    owner = element["target_index_segment_ids"]
+    real = owner > 0
+    index = np.where(real, element["target_index"] + start_of[owner], 0)
+    return {
+        "token_ids": element["token_ids"],
+        "positions": (np.arange(T) - start).astype(np.int32),
+        "segment_start": start,
+        "target_index": index.astype(np.int32),
+        "top_ids": element["top_ids"],
+        "top_logprobs": element["top_logprobs"],
+        "target_weight": real.astype(np.float32),
+    }

@@ -1,0 +1,184 @@
+"""Teacher targets: what the model says with the chunk in its context, position by position.
+
+Takes `conversations-*`, hands on `targets-*`, shard for shard. The chunk is read once and its KV
+shared by all conversations about it; then their rows are scored, and the top-J log-probabilities
+kept at positions whose next token belongs to an answer or closes it. Targets always come from our
+own forward pass, so conversations may come from any server.
+
+`text_targets` makes records of the same form from plain text: the next-token baseline.
+"""
+
+import functools
+import os
+import random
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int
+
+from cartridges_jax import files
+from cartridges_jax.config import digest
+from cartridges_jax.corpus import Document
+from cartridges_jax.corpus.chunkers import draw_window
+from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.metrics import progress
+from cartridges_jax.models.chat_template import Suffix
+from cartridges_jax.models.transformer import Prefix, Transformer
+from cartridges_jax.self_study import conversation
+from cartridges_jax.self_study.conversation import Conversation
+from cartridges_jax.self_study.synthesize import load_conversations
+from cartridges_jax.sharding import DATA, TOKENS_BT, place
+from cartridges_jax.shards import ShardSet
+
+SHARDS = "targets"
+TOP_J = 20  # entries kept of each distribution, as in the paper
+ROW_STEP = 32  # rows are padded up to a multiple of this many tokens
+BATCH_STEP = 16  # rows scored together
+
+
+@functools.partial(jax.jit, static_argnames=("top",))
+def _score(
+    model: Transformer, prefix: Prefix, token_ids: Int[Array, "B T"], *, top: int
+) -> tuple[jax.Array, jax.Array]:
+    """Top ids and log-probabilities [B, T, J] of the token after each position.
+
+    Logits exist for one row at a time.
+    """
+    positions = jnp.broadcast_to(
+        jnp.arange(token_ids.shape[1]) + prefix.next_position, token_ids.shape, out_sharding=TOKENS_BT
+    )
+    hidden, _ = model(token_ids, positions, jnp.zeros_like(token_ids), prefix=prefix)
+
+    def column(h):  # [B, D]
+        logits = jax.sharding.reshard(model.logits(h[:, None])[:, 0], P(DATA, None))
+        values, ids = jax.lax.top_k(jax.nn.log_softmax(logits), top)
+        return ids, values
+
+    ids, values = jax.lax.map(column, jnp.moveaxis(hidden, 1, 0))
+    return jnp.moveaxis(ids, 0, 1), jnp.moveaxis(values, 0, 1)
+
+
+def encode_record(
+    token_ids: np.ndarray, index: np.ndarray, top_ids: np.ndarray, top_logprobs: np.ndarray
+) -> bytes:
+    """Stores one row: tokens [n], target positions [m], teacher's top J [m, J]."""
+    return safetensors.numpy.save(
+        {
+            "token_ids": np.ascontiguousarray(token_ids, np.int32),
+            "target_index": np.ascontiguousarray(index, np.int32),
+            "top_ids": np.ascontiguousarray(top_ids, np.int32),
+            "top_logprobs": np.ascontiguousarray(top_logprobs, np.float32),
+        }
+    )
+
+
+def decode_record(record: bytes) -> dict[str, np.ndarray]:
+    """Reads what `encode_record` wrote."""
+    return safetensors.numpy.load(record)
+
+
+def score_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSet:
+    """Scores every conversation of folder `data` that has no targets yet.
+
+    Raises:
+      InputError: if there are no conversations, or targets of another model.
+    """
+    folder = files.output_folder(data)
+    conversations = ShardSet.read(folder, conversation.SHARDS)
+    inputs = {
+        "conversations": digest(conversations.inputs),
+        "model": model.identity,
+        "top_j": TOP_J,
+    }
+    targets = ShardSet.open(folder, SHARDS, inputs)
+    bar = progress(conversations.num_records, "score", "conv", targets.num_records)
+    for index in sorted(conversations.shards):
+        if index in targets.shards:
+            continue
+        records = _score_unit(model, load_conversations(conversations, index))
+        lengths = [len(decode_record(r)["token_ids"]) for r in records]
+        counts = [len(decode_record(r)["target_index"]) for r in records]
+        targets.write(
+            index, records, tokens=sum(lengths), target_positions=sum(counts),
+            row_tokens=lengths, row_targets=counts,
+        )  # fmt: skip
+        bar.update(len(records))
+    bar.close()
+    return targets
+
+
+def _score_unit(model: LanguageModel, found: Sequence[Conversation]) -> list[bytes]:
+    if not found:
+        return []
+    chunk = found[0].chunk
+    prefix = model.read(model.template.render_context(chunk.title, chunk.text))
+    suffixes = [model.template.render_suffix(c.messages) for c in found]
+    records = []
+    step = BATCH_STEP * model.mesh.shape[DATA]
+    for start in range(0, len(suffixes), step):
+        records += _score_rows(model, prefix, suffixes[start : start + step], step)
+    return records
+
+
+def _score_rows(
+    model: LanguageModel, prefix: Prefix, suffixes: Sequence[Suffix], rows: int
+) -> list[bytes]:
+    width = -(-max(len(s.token_ids) for s in suffixes) // ROW_STEP) * ROW_STEP
+    tokens = np.zeros((rows, width), np.int32)
+    for i, suffix in enumerate(suffixes):
+        tokens[i, : len(suffix.token_ids)] = suffix.token_ids
+    with jax.set_mesh(model.mesh):
+        placed = place(model.mesh, tokens, TOKENS_BT)
+        top = min(TOP_J, model.config.vocab_size)
+        ids, values = map(np.asarray, _score(model.transformer, prefix, placed, top=top))
+    records = []
+    for i, suffix in enumerate(suffixes):
+        index = np.flatnonzero(suffix.is_answer[1:])  # positions whose next token is an answer's
+        records.append(encode_record(suffix.token_ids, index, ids[i, index], values[i, index]))
+    return records
+
+
+def text_targets(
+    model: LanguageModel,
+    documents: Sequence[Document],
+    out: str | os.PathLike[str],
+    *,
+    num_rows: int,
+    min_tokens: int,
+    max_tokens: int,
+    seed: int = 0,
+) -> ShardSet:
+    """Writes random windows of plain text whose target is the next token: the baseline.
+
+    The records have the form of `score_targets`, with one id of probability 1 at each position.
+    """
+    inputs = {
+        "text": [d.sha256 for d in documents],
+        "model": model.identity,
+        "rows": num_rows,
+        "window": [min_tokens, max_tokens],
+        "seed": seed,
+    }
+    targets = ShardSet.open(files.output_folder(out), SHARDS, inputs)
+    if targets.shards:
+        return targets
+    rng = random.Random(f"text {seed}")
+    tokens = [model.tokenizer.encode(d.text) for d in documents]
+    records, lengths = [], []
+    for _ in range(num_rows):
+        text = rng.choices(tokens, [len(t) for t in tokens])[0]
+        window = draw_window(rng, len(text), min_tokens, max_tokens)
+        row = np.asarray(text[window.start : window.stop], np.int32)
+        index = np.arange(len(row) - 1)
+        zeros = np.zeros((len(index), 1), np.float32)
+        records.append(encode_record(row, index, row[1:, None], zeros))
+        lengths.append(len(row))
+    targets.write(
+        0, records, tokens=sum(lengths), target_positions=sum(lengths) - num_rows,
+        row_tokens=lengths, row_targets=[n - 1 for n in lengths],
+    )  # fmt: skip
+    return targets

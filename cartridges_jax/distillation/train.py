@@ -1,0 +1,276 @@
+"""The distillation loop: trains the slots of a cartridge against the teacher's targets.
+
+Takes `targets-*`, hands on checkpoints and a `.cartridge`. The base is an argument that is never
+differentiated; gradients, Adam moments and checkpoints have the size of the prefix. Slots and
+moments are float32, whatever the base's dtype. A run that was stopped goes on from its last
+checkpoint and ends with the same bits.
+
+Time of a step grows with rows * T * (weights + L * N * H * (p + T)); see the modules of the
+attention and the loss for memory.
+"""
+
+import dataclasses
+import datetime
+import functools
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from cartridges_jax import files, initializers
+from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
+from cartridges_jax.config import require_positive, setting, to_dict
+from cartridges_jax.corpus import Document
+from cartridges_jax.distillation import targets as targets_file
+from cartridges_jax.distillation.checkpoint import TrainingCheckpoints
+from cartridges_jax.distillation.dataset import RowShape, packed_data
+from cartridges_jax.distillation.loss import LossSums, Targets, distillation_loss
+from cartridges_jax.errors import InputError
+from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.metrics import MetricsLog, progress
+from cartridges_jax.models.transformer import Transformer
+from cartridges_jax.sharding import DATA, place
+from cartridges_jax.shards import ShardSet
+
+Initializer = Literal["first_tokens", "sampled_spans", "text", "random"]
+ADAM_B1, ADAM_B2 = 0.9, 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Settings of training. The paper trains with rows of 1,024 tokens, batch 64, learning rate
+    2e-2; these defaults suit the embedded model, see FACTS in WORKSPACE.md for large ones."""
+
+    num_slots: int = setting(64, "Slots of the cartridge, the frozen ones included.")
+    num_frozen: int = setting(1, "Leading slots that stay as initialised (the attention sink).")
+    initializer: Initializer = setting("first_tokens", "What the slots hold at the start.")
+    init_text: str = setting("", "The text for --initializer=text.")
+    num_steps: int = setting(300, "Optimizer steps.")
+    rows_per_step: int = setting(8, "Packed rows of a step.")
+    row_length: int = setting(512, "Tokens of a packed row; 2048 for large models.")
+    targets_per_row: int = setting(0, "Places for targets in a row; 0 means half of row_length.")
+    learning_rate: float = setting(2e-2, "Peak learning rate of Adam.")
+    final_rate_share: float = setting(0.1, "Last learning rate, as a share of the peak (linear).")
+    warmup_steps: int = setting(10, "Steps over which the learning rate rises from near 0.")
+    max_grad_norm: float = setting(1.0, "Gradients are clipped to this global norm.")
+    checkpoint_every: int = setting(50, "Steps between checkpoints.")
+    seed: int = setting(0, "Seed of the order of the data and of random initialisers.")
+
+    def row_shape(self) -> RowShape:
+        return RowShape(self.row_length, self.targets_per_row or self.row_length // 2)
+
+
+def learning_rate(config: TrainConfig) -> optax.Schedule:
+    """Linear warm-up that is over zero at step 0, then linear decay to the last step."""
+    decay = max(1, config.num_steps - config.warmup_steps)
+
+    def rate(step):
+        rise = jnp.minimum(1.0, (step + 1) / max(1, config.warmup_steps))
+        fall = jnp.clip((step - config.warmup_steps) / decay, 0.0, 1.0)
+        return config.learning_rate * rise * (1 - (1 - config.final_rate_share) * fall)
+
+    return rate
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """Clipping and Adam, moments in float32."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adam(learning_rate(config), b1=ADAM_B1, b2=ADAM_B2, mu_dtype=jnp.float32),
+    )
+
+
+def student_loss(cartridge: Cartridge, base: Transformer, batch: dict[str, jax.Array]) -> LossSums:
+    """The loss sums of packed rows (see `dataset.packed_row`) read after the cartridge.
+
+    Args:
+      cartridge: float32 slots; cast to the base's dtype here.
+      base: the frozen model.
+      batch: arrays [B, T], [B, M] and [B, M, J].
+    """
+    prefix = cartridge.prefix(base.embedding[...].dtype)
+    positions = batch["positions"] + prefix.next_position
+    hidden, _ = base(batch["token_ids"], positions, batch["segment_start"], prefix=prefix)
+    targets = Targets(
+        batch["target_index"], batch["top_ids"], batch["top_logprobs"], batch["target_weight"]
+    )
+    return distillation_loss(base, hidden, targets)
+
+
+def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Any:
+    """Returns the jitted step: (trainable, opt_state, frozen, base, batch) to new state and sums."""
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def train_step(trainable, opt_state, frozen, base, batch):
+        def mean_loss(trainable):
+            sums = student_loss(nnx.merge(graphdef, trainable, frozen), base, batch)
+            return sums.loss / jnp.maximum(sums.count, 1.0), sums
+
+        grads, sums = jax.grad(mean_loss, has_aux=True)(trainable)
+        updates, opt_state = optimizer.update(grads, opt_state, trainable)
+        norm = optax.global_norm(grads)
+        return optax.apply_updates(trainable, updates), opt_state, sums, norm
+
+    return train_step
+
+
+def initialize_cartridge(
+    model: LanguageModel, documents: Sequence[Document], config: TrainConfig
+) -> Cartridge:
+    """Makes the untrained cartridge that `config` asks for, in float32."""
+    slots, frozen = config.num_slots, config.num_frozen
+    match config.initializer:
+        case "first_tokens":
+            made = initializers.first_tokens(model, documents, slots, frozen)
+        case "sampled_spans":
+            made = initializers.sampled_spans(model, documents, slots, frozen, config.seed)
+        case "text":
+            made = initializers.given_text(model, config.init_text, slots, frozen)
+        case "random":
+            made = initializers.random_vectors(model, documents, slots, frozen, config.seed)
+    return Cartridge(
+        made.keys.astype(jnp.float32), made.values.astype(jnp.float32), num_frozen=frozen
+    )
+
+
+def train(
+    model: LanguageModel,
+    documents: Sequence[Document],
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    config: TrainConfig | None = None,
+) -> Cartridge:
+    """Trains a cartridge and writes it to `out/NAME.cartridge`; goes on if begun before.
+
+    Args:
+      model: the frozen base.
+      documents: the corpus, for the initialiser and the provenance.
+      data: folder with targets (or with conversations, which are scored first).
+      out: folder of checkpoints, metrics and the cartridge.
+      config: settings.
+
+    Returns:
+      The trained cartridge, with its provenance.
+
+    Raises:
+      InputError: on settings or data that cannot work, or a folder begun with others.
+    """
+    config = config or TrainConfig()
+    require_positive(
+        config, "num_slots", "num_steps", "rows_per_step", "row_length", "learning_rate",
+        "max_grad_norm", "checkpoint_every",
+    )  # fmt: skip
+    if not 0 <= config.num_frozen < config.num_slots:
+        raise InputError(
+            f"num_frozen is {config.num_frozen}; it must leave some of the {config.num_slots} slots "
+            "to train"
+        )
+    rows = model.mesh.shape[DATA]
+    if config.rows_per_step % rows:
+        raise InputError(f"rows_per_step {config.rows_per_step} is no multiple of {rows} devices")
+    folder = files.output_folder(out)
+    shards = _open_targets(model, data)
+    packed = packed_data(shards, config.row_shape(), config.rows_per_step, config.seed)
+    inputs = to_dict(config) | {
+        "model": model.identity,
+        "targets": shards.fingerprint,
+        "corpus": [{"name": d.name, "sha256": d.sha256} for d in documents],
+    }
+
+    # ---- state
+    optimizer = make_optimizer(config)
+    with jax.set_mesh(model.mesh):
+        cartridge = initialize_cartridge(model, documents, config)
+        graphdef, trainable, frozen = nnx.split(cartridge, TrainableSlot, FrozenSlot)
+        opt_state = optimizer.init(trainable)
+        train_step = make_train_step(graphdef, optimizer)
+    iterator = iter(packed.batches)
+
+    # ---- resume
+    with TrainingCheckpoints(folder / "checkpoints", inputs) as checkpoints:
+        step = 0
+        restored = checkpoints.restore((trainable, opt_state))
+        if restored is not None:
+            step, (trainable, opt_state), data_state = restored
+            iterator.set_state(data_state)
+        log = MetricsLog(folder, step)
+        bar = progress(config.num_steps, "train", "step", step)
+
+        # ---- loop
+        while step < config.num_steps:
+            started = time.perf_counter()
+            host_batch = next(iterator)
+            with jax.set_mesh(model.mesh):
+                batch = {k: place(model.mesh, v, _rows_spec(v)) for k, v in host_batch.items()}
+                trainable, opt_state, sums, norm = train_step(
+                    trainable, opt_state, frozen, model.transformer, batch
+                )
+                loss, kl, count = (float(x) for x in sums)
+            step += 1
+            if not np.isfinite(loss):
+                raise InputError(
+                    f"the loss is {loss} at step {step}; lower learning_rate={config.learning_rate}"
+                )
+            rate = host_batch["token_ids"].size / (time.perf_counter() - started)
+            log.write(
+                step, loss=loss / count, kl=kl / count, grad_norm=float(norm), tokens_per_s=rate
+            )
+            bar.update()
+            bar.set_postfix(loss=f"{loss / count:.3f}", kl=f"{kl / count:.3f}", tok_s=f"{rate:.0f}")
+            if step % config.checkpoint_every == 0 or step == config.num_steps:
+                checkpoints.save(step, (trainable, opt_state), iterator.get_state())
+        bar.close()
+        log.close()
+
+    # ---- hand on
+    trained = nnx.merge(graphdef, trainable, frozen)
+    provenance = {
+        "model": model.identity,
+        "corpus": inputs["corpus"],
+        "data": {
+            "targets": shards.fingerprint,
+            "conversations": packed.num_conversations,
+            "dropped": packed.num_dropped,
+            "target_positions": packed.target_positions,
+        },
+        "settings": to_dict(config),
+        "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    }
+    trained = Cartridge(
+        trained.keys.astype(model.dtype),
+        trained.values.astype(model.dtype),
+        num_frozen=config.num_frozen,
+        next_position=trained.next_position,
+        provenance=provenance,
+    )
+    trained.save(cartridge_path(folder))
+    return trained
+
+
+def cartridge_path(folder: str | os.PathLike[str]) -> Any:
+    """Where `train` puts the cartridge: the folder's own name with the ending .cartridge."""
+    folder = files.output_folder(folder)
+    return folder / f"{folder.resolve().name}.cartridge"
+
+
+def _rows_spec(array: np.ndarray) -> jax.sharding.PartitionSpec:
+    return jax.sharding.PartitionSpec(DATA, *[None] * (array.ndim - 1))
+
+
+def _open_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSet:
+    """Opens the targets in `data`, scoring conversations that have none yet."""
+    folder = files.epath.Path(data).expanduser()
+    has_conversations = (folder / "conversations.manifest.json").exists()
+    if has_conversations:
+        return targets_file.score_targets(model, folder)
+    targets = ShardSet.read(folder, targets_file.SHARDS)
+    if targets.inputs.get("model") != model.identity:
+        name = (targets.inputs.get("model") or {}).get("name")
+        raise InputError(f"the targets in {folder} were scored by another model, {name!r}")
+    return targets

@@ -1,0 +1,314 @@
+"""The public object: a frozen model with its tokenizer, ready to read, answer and use cartridges.
+
+`load_model` reads a Hugging Face folder or the embedded model. Every method enters the model's
+mesh, so the library works without an entry point.
+"""
+
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from cartridges_jax import sharding
+from cartridges_jax.cartridge import Cartridge
+from cartridges_jax.config import digest
+from cartridges_jax.errors import InputError
+from cartridges_jax.models import config as model_config
+from cartridges_jax.models import hf
+from cartridges_jax.models.chat_template import ChatTemplate, Message, context_text
+from cartridges_jax.models.config import ModelConfig
+from cartridges_jax.models.generate import generate_ids
+from cartridges_jax.models.tokenizer import Tokenizer
+from cartridges_jax.models.transformer import KV, Prefix, Transformer
+
+_log = logging.getLogger(__name__)
+
+EMBEDDED_FOLDER = epath.Path(__file__).parent / "embedded" / "model"
+PREFIX_STEP = 128  # prefixes read from text are padded up to a multiple of this many slots
+
+Prompt = str | Sequence[Message] | Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One answer. `finish_reason` is "stop" (the model ended its turn) or "length"."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+
+
+@functools.partial(jax.jit, static_argnames=("with_kv",))
+def _forward(model: Transformer, token_ids, positions, prefix, *, with_kv: bool):
+    hidden, kv = model(token_ids, positions, jnp.zeros_like(token_ids), prefix=prefix)
+    return kv if with_kv else model.logits(hidden)
+
+
+class LanguageModel:
+    """A frozen base model on a mesh."""
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        mesh: Mesh,
+        *,
+        name: str,
+        weights_hash: str,
+    ):
+        """Puts the parts together; most callers want `load_model`."""
+        self.transformer = transformer
+        self.tokenizer = tokenizer
+        self.template = template
+        self.mesh = mesh
+        self.name = name
+        self._weights_hash = weights_hash
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.transformer.config
+
+    @property
+    def dtype(self) -> Any:
+        return self.transformer.embedding[...].dtype
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a cartridge remembers of its model; two models with equal ones are the same."""
+        fields = dataclasses.asdict(self.config)
+        return {
+            "name": self.name,
+            "config": digest(fields),
+            "weights": self._weights_hash,
+            "tokenizer": self.tokenizer.fingerprint,
+            "chat_template": digest(self.template.source),
+            "rope": {"theta": self.config.rope_theta, "scaling": fields["rope_scaling"]},
+            "dtype": jnp.dtype(self.dtype).name,
+        }
+
+    def check_cartridge(self, cartridge: Cartridge, where: str = "the cartridge") -> None:
+        """Raises `InputError` that says what differs if a cartridge was made for another model.
+
+        Another dtype of the same weights is only logged.
+        """
+        L, _, K, H = cartridge.keys.shape
+        c = self.config
+        if (L, K, H) != (c.num_layers, c.num_kv_heads, c.head_dim):
+            raise InputError(
+                f"{where} has {L} layers, {K} kv heads of size {H}; the model {self.name} has "
+                f"{c.num_layers}, {c.num_kv_heads} and {c.head_dim}"
+            )
+        theirs = cartridge.provenance.get("model")
+        if theirs is None:
+            return  # made in memory from this process's own tokens
+        ours = self.identity
+        for key, what in _IDENTITY_WORDS.items():
+            if theirs.get(key) != ours[key]:
+                raise InputError(
+                    f"{where} was made for the model {theirs.get('name')!r}, whose {what} differs "
+                    f"from that of {ours['name']!r}: {_short(theirs.get(key))} against "
+                    f"{_short(ours[key])}; load it on its own model, or make it again on this one"
+                )
+        if theirs.get("dtype") != ours["dtype"]:
+            _log.warning("%s was made in %s, runs in %s", where, theirs.get("dtype"), ours["dtype"])
+
+    def logits(self, token_ids: Any, cartridge: Cartridge | None = None) -> jax.Array:
+        """Returns the logits of given tokens, for inspection and tests.
+
+        Args:
+          token_ids: [B, T] or [T] integers; with a cartridge they start at its `next_position`.
+          cartridge: the context, or None.
+
+        Returns:
+          [B, T, V] (or [T, V]) float32. The whole tensor is held: keep B * T small.
+        """
+        ids = np.asarray(token_ids, np.int32)
+        tokens = np.atleast_2d(ids)
+        prefix = self._prefix(cartridge)
+        out = self._run(tokens, prefix, with_kv=False)
+        return out[0] if ids.ndim == 1 else out
+
+    def kv_as_cartridge(self, token_ids: Any, num_frozen: int = 1) -> Cartridge:
+        """Returns the real keys and values of `token_ids` [T] as a cartridge of T slots."""
+        ids = np.asarray(token_ids, np.int32)
+        if ids.ndim != 1 or not len(ids):
+            raise InputError(f"kv_as_cartridge takes a row of tokens, got shape {ids.shape}")
+        prefix = self.read(ids)
+        keys, values = (x[:, : len(ids)] for x in prefix.kv)
+        return Cartridge(keys, values, num_frozen=num_frozen)
+
+    def read(self, token_ids: Any) -> Prefix:
+        """Runs tokens [T] once and returns their KV as a prefix, padded to few distinct sizes."""
+        ids = np.asarray(token_ids, np.int32)
+        width = -(-len(ids) // PREFIX_STEP) * PREFIX_STEP
+        rows = np.zeros((self.mesh.shape[sharding.DATA], width), np.int32)
+        rows[:, : len(ids)] = ids
+        kv = self._run(rows, None, with_kv=True)
+        with jax.set_mesh(self.mesh):
+            heads = sharding.head_axis(self.config.num_kv_heads)
+            whole = P(None, None, None, heads, None)  # every row is the same: take the first
+            keys, values = (jax.sharding.reshard(x, whole)[:, 0] for x in kv)
+        length = jnp.asarray(len(ids), jnp.int32)
+        return Prefix(KV(keys, values), length, length)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        cartridge: Cartridge | Prefix | None = None,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        batch_size: int = 64,
+    ) -> list[Generation]:
+        """Answers prompts in batches.
+
+        Args:
+          prompts: each a string (one user message), a list of messages, or a list of token ids
+            that is continued as it stands.
+          cartridge: the context that all prompts share, or None.
+          max_new_tokens: most tokens of an answer.
+          temperature: 0 for greedy decoding.
+          seed: of sampling; prompt i uses seed + i, whatever the batches are.
+          seeds: one for each prompt, instead of `seed`.
+          batch_size: prompts that run together.
+
+        Returns:
+          One `Generation` per prompt, in order.
+
+        Raises:
+          InputError: if the cartridge belongs to another model or a prompt is empty.
+        """
+        prefix = self._prefix(cartridge)
+        rendered = [self.render_prompt(prompt, has_context=prefix is not None) for prompt in prompts]
+        if any(not ids for ids in rendered):
+            raise InputError("a prompt to generate from is empty")
+        row_seeds = list(seeds) if seeds is not None else [seed + i for i in range(len(rendered))]
+        out: list[Generation] = []
+        for start in range(0, len(rendered), batch_size):
+            sampled = generate_ids(
+                self.transformer,
+                rendered[start : start + batch_size],
+                prefix=prefix,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seeds=row_seeds[start : start + batch_size],
+                stop_ids=self.config.eos_token_ids,
+                mesh=self.mesh,
+            )
+            for ids, logprobs, length in zip(*sampled, strict=True):
+                kept = ids[:length].tolist()
+                stopped = kept[-1] in self.config.eos_token_ids
+                text = self.tokenizer.decode(kept[:-1] if stopped else kept)
+                reason = "stop" if stopped else "length"
+                out.append(Generation(text, kept, logprobs[:length].tolist(), reason))
+        return out
+
+    def render_prompt(self, prompt: Prompt, *, has_context: bool) -> list[int]:
+        """Returns the token ids of a prompt: a suffix where a context precedes it.
+
+        Without one, a conversation that opens with a system turn is rendered whole, and any other
+        follows the empty context.
+        """
+        if isinstance(prompt, str):
+            prompt = [Message(role="user", content=prompt)]
+        if not prompt:
+            return []
+        if not isinstance(prompt[0], dict):
+            return [int(i) for i in prompt]  # type: ignore[arg-type]  # token ids, told by element
+        messages: Sequence[Message] = prompt  # type: ignore[assignment]
+        if not has_context and messages[0]["role"] == "system":
+            return self.template.render(messages, add_generation_prompt=True)
+        suffix = self.template.render_suffix(messages, add_generation_prompt=True)
+        ids = suffix.token_ids.tolist()
+        return ids if has_context else self.template.empty_context() + ids
+
+    def context_messages(self, title: str, text: str) -> list[Message]:
+        """The system turn that puts a document into the context, for a prompt of messages."""
+        return [Message(role="system", content=context_text(title, text))]
+
+    def _prefix(self, cartridge: Cartridge | Prefix | None) -> Prefix | None:
+        if not isinstance(cartridge, Cartridge):
+            return cartridge
+        self.check_cartridge(cartridge)
+        with jax.set_mesh(self.mesh):
+            spec = P(None, None, sharding.head_axis(self.config.num_kv_heads), None)
+            prefix = cartridge.prefix(self.dtype)
+            placed = [sharding.place(self.mesh, x, spec) for x in prefix.kv]
+        return prefix._replace(kv=KV(*placed))
+
+    def _run(self, tokens: np.ndarray, prefix: Prefix | None, *, with_kv: bool) -> Any:
+        start = 0 if prefix is None else int(prefix.next_position)
+        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32) + start, tokens.shape)
+        with jax.set_mesh(self.mesh):
+            return _forward(
+                self.transformer,
+                sharding.place(self.mesh, tokens, sharding.TOKENS_BT),
+                sharding.place(self.mesh, positions, sharding.TOKENS_BT),
+                prefix,
+                with_kv=with_kv,
+            )
+
+
+_IDENTITY_WORDS = {
+    "config": "configuration",
+    "weights": "weights",
+    "rope": "rotary embedding",
+    "tokenizer": "tokenizer",
+    "chat_template": "chat template",
+}
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) else str(value)
+
+
+def load_model(
+    path: str | os.PathLike[str], dtype: Any = None, mesh: Mesh | None = None
+) -> LanguageModel:
+    """Loads a Hugging Face folder, or "embedded" for the model in the package.
+
+    Args:
+      path: folder with config.json, *.safetensors and a tokenizer; or "embedded".
+      dtype: of the weights and the cache; None for float32 on CPU and bfloat16 elsewhere.
+      mesh: where it lives; None for the first device.
+
+    Raises:
+      InputError: if a part of the folder is missing, damaged or unsupported.
+    """
+    folder = EMBEDDED_FOLDER if os.fspath(path) == "embedded" else epath.Path(path).expanduser()
+    if not folder.is_dir():
+        raise InputError(
+            f"there is no model folder {folder}; give a Hugging Face folder (config.json, "
+            "*.safetensors, tokenizer) or 'embedded'"
+        )
+    if dtype is None:
+        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    mesh = sharding.local_mesh() if mesh is None else mesh
+    config = model_config.read_config(folder)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
+            f"{config.vocab_size}"
+        )
+    return LanguageModel(
+        hf.read_weights(folder, config, mesh, dtype),
+        tokenizer,
+        ChatTemplate.load(folder, tokenizer),
+        mesh,
+        name="embedded" if folder == EMBEDDED_FOLDER else folder.name,
+        weights_hash=hf.weights_fingerprint(folder),
+    )

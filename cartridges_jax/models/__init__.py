@@ -1,0 +1,1 @@
+"""The frozen base model: configuration, weights, tokenizer, chat template, generation."""

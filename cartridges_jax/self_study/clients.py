@@ -1,0 +1,76 @@
+"""Who plays the two bots: anything that answers messages about a chunk.
+
+`LocalClient` is our own model: it reads the chunk once and shares its KV among all requests.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from cartridges_jax.corpus import Chunk
+from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.models.chat_template import Message
+
+
+class ChunkReader(Protocol):
+    """One chunk in a model's context."""
+
+    def complete(
+        self,
+        requests: Sequence[Sequence[Message]],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        seeds: Sequence[int],
+    ) -> list[str | None]:
+        """Answers every request; None where the answer did not end within its tokens."""
+        ...
+
+
+class Client(Protocol):
+    """A model that can read chunks."""
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+    def read(self, chunk: Chunk) -> ChunkReader: ...
+
+
+class LocalClient:
+    """Our own model as a client."""
+
+    def __init__(self, model: LanguageModel, batch_size: int):
+        self._model = model
+        self._batch_size = batch_size
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self._model.identity
+
+    def read(self, chunk: Chunk) -> "LocalReader":
+        context = self._model.template.render_context(chunk.title, chunk.text)
+        return LocalReader(self._model, self._model.read(context), self._batch_size)
+
+
+class LocalReader:
+    """A chunk whose KV is computed once for all requests about it."""
+
+    def __init__(self, model: LanguageModel, prefix: Any, batch_size: int):
+        self._model, self._prefix, self._batch_size = model, prefix, batch_size
+
+    def complete(
+        self,
+        requests: Sequence[Sequence[Message]],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        seeds: Sequence[int],
+    ) -> list[str | None]:
+        answers = self._model.generate(
+            requests,
+            self._prefix,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seeds=seeds,
+            batch_size=self._batch_size,
+        )
+        return [a.text if a.finish_reason == "stop" else None for a in answers]

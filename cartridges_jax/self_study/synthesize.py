@@ -1,0 +1,177 @@
+"""Self-study: the model asks itself questions about chunks of the corpus and answers them.
+
+Takes documents, hands on `conversations-*.array_record`. A unit of work is one chunk with all its
+conversations: bot A reads the chunk and writes a first message for each seed prompt; bot B reads
+the same chunk and answers, never seeing the seed. Unit `i` depends only on (settings, corpus,
+model, i), so a killed run goes on where it was, and runs of any length begin alike.
+"""
+
+import dataclasses
+import json
+import os
+import random
+from collections.abc import Sequence
+
+from cartridges_jax import files
+from cartridges_jax.config import require_positive, setting, to_dict
+from cartridges_jax.corpus import Chunk, Document, draw_chunk
+from cartridges_jax.errors import InputError
+from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.metrics import progress
+from cartridges_jax.models.chat_template import Message
+from cartridges_jax.self_study.clients import Client, LocalClient
+from cartridges_jax.self_study.conversation import SHARDS, Conversation
+from cartridges_jax.self_study.prompts import draw_seed_prompts
+from cartridges_jax.shards import ShardSet
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthesisConfig:
+    """Settings of self-study. The paper uses 65,536 conversations, temperature 0.6 and chunks of
+    512 to 4096 tokens (arXiv 2506.06266); these defaults suit the embedded model."""
+
+    num_conversations: int = setting(1024, "Conversations to write, in all.")
+    conversations_per_chunk: int = setting(16, "Conversations that share one chunk, one unit.")
+    chunk_min_tokens: int = setting(128, "Shortest chunk, tokens.")
+    chunk_max_tokens: int = setting(512, "Longest chunk, tokens.")
+    question_temperature: float = setting(0.6, "Sampling temperature of bot A, who asks.")
+    answer_temperature: float = setting(0.0, "Sampling temperature of bot B; 0 is greedy.")
+    question_max_tokens: int = setting(64, "Longest first message, tokens; longer ones are redrawn.")
+    answer_max_tokens: int = setting(96, "Longest answer, tokens; longer ones are dropped.")
+    seed: int = setting(0, "Seed of chunks, prompts and sampling.")
+
+
+class _Drawer:
+    """Draws chunks from the corpus, documents in proportion to their length."""
+
+    def __init__(self, documents: Sequence[Document], model: LanguageModel, config: SynthesisConfig):
+        self._documents = documents
+        self._tokenizer = model.tokenizer
+        self._tokens = [model.tokenizer.encode(d.text) for d in documents]
+        self._config = config
+
+    def chunk(self, rng: random.Random) -> Chunk:
+        index = rng.choices(range(len(self._documents)), [len(t) for t in self._tokens])[0]
+        document = self._documents[index]
+        return draw_chunk(
+            rng,
+            self._tokenizer,
+            document.name,
+            document.title,
+            self._tokens[index],
+            self._config.chunk_min_tokens,
+            self._config.chunk_max_tokens,
+        )
+
+
+def synthesize(
+    model: LanguageModel,
+    documents: Sequence[Document],
+    out: str | os.PathLike[str],
+    config: SynthesisConfig | None = None,
+    client: Client | None = None,
+) -> ShardSet:
+    """Writes conversations about the documents to `out`; goes on if begun before.
+
+    Args:
+      model: draws the chunks (its tokenizer counts tokens) and plays both bots.
+      documents: the corpus.
+      out: folder of the shards.
+      config: settings.
+      client: plays the bots instead of `model`.
+
+    Returns:
+      The finished shards.
+
+    Raises:
+      InputError: on settings or a corpus that cannot work, or a folder begun with others.
+    """
+    config = config or SynthesisConfig()
+    require_positive(
+        config,
+        "num_conversations",
+        "conversations_per_chunk",
+        "chunk_min_tokens",
+        "question_max_tokens",
+        "answer_max_tokens",
+    )
+    if config.chunk_min_tokens > config.chunk_max_tokens:
+        raise InputError(f"{config.chunk_min_tokens=} exceeds {config.chunk_max_tokens=}")
+    window = model.config.max_position_embeddings
+    need = config.chunk_max_tokens + config.question_max_tokens + config.answer_max_tokens
+    if need > window:
+        raise InputError(
+            f"a chunk of {config.chunk_max_tokens} tokens with question and answer needs {need}, "
+            f"the model's window is {window}; lower chunk_max_tokens"
+        )
+    if not documents:
+        raise InputError("there is no document to study")
+    client = client or LocalClient(model, batch_size=config.conversations_per_chunk)
+    folder = files.output_folder(out)
+    inputs = to_dict(config) | {
+        "model": client.identity,
+        "corpus": [{"name": d.name, "sha256": d.sha256} for d in documents],
+    }
+    # How many conversations are wanted is not an input: a larger run continues a smaller one.
+    del inputs["num_conversations"]
+    shards = ShardSet.open(folder, SHARDS, inputs)
+    drawer = _Drawer(documents, model, config)
+    bar = progress(config.num_conversations, "self-study", "conv", shards.num_records)
+    index = 0
+    while shards.num_records < config.num_conversations:
+        if index not in shards.shards:
+            found = _study_unit(index, drawer, client, config)
+            records = [c.to_bytes() for c in found]
+            shards.write(index, records, dropped=config.conversations_per_chunk - len(records))
+            bar.update(len(records))
+        index += 1
+        if index > 50 + 20 * config.num_conversations / config.conversations_per_chunk:
+            raise InputError(
+                f"after {index} chunks only {shards.num_records} of {config.num_conversations} "
+                "conversations ended within their tokens; raise question_max_tokens and "
+                "answer_max_tokens"
+            )
+    bar.close()
+    return shards
+
+
+def _study_unit(
+    index: int, drawer: _Drawer, client: Client, config: SynthesisConfig
+) -> list[Conversation]:
+    rng = random.Random(f"unit {config.seed} {index}")
+    chunk = drawer.chunk(rng)
+    seeds = draw_seed_prompts(rng, config.conversations_per_chunk)
+    reader = client.read(chunk)
+    questions = reader.complete(
+        [[Message(role="user", content=prompt)] for _, prompt in seeds],
+        temperature=config.question_temperature,
+        max_new_tokens=config.question_max_tokens,
+        seeds=[rng.randrange(2**31) for _ in seeds],
+    )
+    asked = [(seed, q) for seed, q in zip(seeds, questions, strict=True) if q and q.strip()]
+    if not asked:
+        return []
+    answers = reader.complete(
+        [[Message(role="user", content=question)] for _, question in asked],
+        temperature=config.answer_temperature,
+        max_new_tokens=config.answer_max_tokens,
+        seeds=[rng.randrange(2**31) for _ in asked],
+    )
+    conversations = []
+    for (seed, question), answer in zip(asked, answers, strict=True):
+        if answer and answer.strip():
+            messages = (
+                Message(role="user", content=question),
+                Message(role="assistant", content=answer),
+            )
+            name = f"{index}-{len(conversations)}"
+            conversations.append(Conversation(name, chunk, *seed, messages))
+    return conversations
+
+
+def load_conversations(shards: ShardSet, index: int) -> list[Conversation]:
+    """Reads the conversations of one unit."""
+    try:
+        return [Conversation.from_bytes(record) for record in shards.records(index)]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{shards.path(index)} holds no conversations: {error!r}") from error

@@ -1,0 +1,70 @@
+"""Where arrays live: one mesh with the axes ("data", "model") and the specs named by array axes.
+
+Every module that places or constrains an array takes its spec from here, so the layout of the
+whole program can be read in one place. On a laptop both axes have size 1. The mesh is explicit
+(`AxisType.Explicit`): shardings are part of an array's type, and a contraction over a sharded axis
+has to say where its result lives.
+
+Rows go over "data"; attention heads, MLP width and vocabulary over "model". Letters are those of
+WORKSPACE.md: B batch, T query length, S key length, P prefix slots, L layers, N query heads,
+K kv heads, H head dim, D width, F MLP width, V vocabulary.
+"""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cartridges_jax.errors import InputError
+
+DATA = "data"
+MODEL = "model"
+
+REPLICATED = P()
+TOKENS_BT = P(DATA, None)
+ACT_BTD = P(DATA, None, None)
+
+
+def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
+    """Returns a (data, model) mesh over the first `data * model` devices.
+
+    Args:
+      data: number of row groups; None takes all devices that `model` leaves.
+      model: number of devices that share one copy of the weights.
+
+    Raises:
+      InputError: if there are fewer devices than asked for, or `model` does not divide them.
+    """
+    available = len(jax.devices())
+    if data is None:
+        if model < 1 or available % model:
+            raise InputError(f"{model=} does not divide the {available} devices of this machine")
+        data = available // model
+    if data < 1 or model < 1 or data * model > available:
+        raise InputError(f"a {data}x{model} mesh needs {data * model} devices, {available} exist")
+    return jax.make_mesh(
+        (data, model),
+        (DATA, MODEL),
+        axis_types=(AxisType.Explicit, AxisType.Explicit),
+        devices=jax.devices()[: data * model],
+    )
+
+
+def local_mesh() -> Mesh:
+    """Returns the 1x1 mesh of the first device: the default of the library on a laptop."""
+    return make_mesh(1, 1)
+
+
+def head_axis(num_kv_heads: int) -> str | None:
+    """Names the mesh axis that attention heads are split over, under the current mesh.
+
+    Heads are split by whole kv groups; where "model" does not divide the kv heads they are
+    replicated, and only the MLP and the vocabulary are split.
+    """
+    size = jax.sharding.get_abstract_mesh().shape[MODEL]
+    return MODEL if num_kv_heads % size == 0 else None
+
+
+def place(mesh: Mesh, array: np.ndarray, spec: P) -> jax.Array:
+    """Puts a host array, the same on every process, onto `mesh` with `spec`."""
+    return jax.device_put(array, NamedSharding(mesh, spec))

@@ -1,0 +1,141 @@
+"""Finished shards: ArrayRecord files that are whole or not there, listed in a manifest.
+
+ArrayRecord cannot append, and a file cut by a kill reads as empty without an error. So a stage
+writes one shard per unit of work, to a temporary name, synced and renamed, and then lists it in
+`NAME.manifest.json` with its record count and hash. Reading checks both: what is not listed does
+not exist, what is listed must be there.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from etils import epath
+
+from cartridges_jax import files
+from cartridges_jax.errors import InputError
+
+_WRITER_OPTIONS = "group_size:1,zstd:3"  # every record can be read on its own
+
+
+@dataclasses.dataclass
+class ShardSet:
+    """The shards of one stage in one folder.
+
+    `inputs` says what they were made from (settings, hashes): a stage that is run again goes on
+    only where they are equal.
+    """
+
+    folder: epath.Path
+    name: str
+    inputs: dict[str, Any]
+    shards: dict[int, dict[str, Any]]
+
+    @classmethod
+    def open(cls, folder: epath.Path, name: str, inputs: dict[str, Any]) -> "ShardSet":
+        """Opens a set for writing: an empty one, or one that was begun with the same inputs.
+
+        Raises:
+          InputError: if the folder holds a set made from other inputs.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        inputs = json.loads(json.dumps(inputs))
+        if not cls._manifest(folder, name).exists():
+            return cls(folder, name, inputs, {})
+        existing = cls.read(folder, name)
+        for key in sorted(inputs.keys() | existing.inputs.keys()):
+            if inputs.get(key) != existing.inputs.get(key):
+                raise InputError(
+                    f"{folder} holds {name} made with {key}={existing.inputs.get(key)!r}, now "
+                    f"{key}={inputs.get(key)!r}; choose another folder or remove this one"
+                )
+        for stale in folder.glob(f"{name}-*.tmp-*"):
+            stale.unlink()
+        return existing
+
+    @classmethod
+    def read(cls, folder: epath.Path, name: str) -> "ShardSet":
+        """Opens a set for reading.
+
+        Raises:
+          InputError: if there is no manifest or it is damaged.
+        """
+        path = cls._manifest(folder, name)
+        if not path.exists():
+            raise InputError(f"there are no {name} in {folder} (no {path.name})")
+        try:
+            fields = json.loads(path.read_text())
+            shards = {int(index): shard for index, shard in fields["shards"].items()}
+            return cls(folder, name, fields["inputs"], shards)
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{path} is damaged ({error!r}); remove it to start over") from error
+
+    @staticmethod
+    def _manifest(folder: epath.Path, name: str) -> epath.Path:
+        return folder / f"{name}.manifest.json"
+
+    def path(self, index: int) -> epath.Path:
+        return self.folder / f"{self.name}-{index:05d}.array_record"
+
+    @property
+    def num_records(self) -> int:
+        return sum(shard["records"] for shard in self.shards.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash over the contents of all shards, in order."""
+        hashes = [self.shards[index]["sha256"] for index in sorted(self.shards)]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    def total(self, count: str) -> int:
+        """Sums one of the counts that were given to `write`."""
+        return sum(shard.get(count, 0) for shard in self.shards.values())
+
+    def write(self, index: int, records: Sequence[bytes], **counts: int) -> None:
+        """Writes shard `index` and lists it, with `counts` of what it holds."""
+        path = self.path(index)
+        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        writer = ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
+        for record in records:
+            writer.write(record)
+        writer.close()
+        files.commit(temporary, path)
+        self.shards[index] = {"records": len(records), "sha256": _hash(records), **counts}
+        shards = {str(i): self.shards[i] for i in sorted(self.shards)}
+        files.write_json(
+            self._manifest(self.folder, self.name), {"inputs": self.inputs, "shards": shards}
+        )
+
+    def records(self, index: int) -> list[bytes]:
+        """Reads a shard.
+
+        Raises:
+          InputError: if it is missing, or not what was written.
+        """
+        path, shard = self.path(index), self.shards[index]
+        if not path.exists():
+            raise InputError(f"{path} is listed in the manifest but missing")
+        try:
+            reader = ArrayRecordReader(os.fspath(path))
+            records = reader.read_all()
+            reader.close()
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise InputError(f"{path} is damaged: {error}") from error
+        if len(records) != shard["records"] or _hash(records) != shard["sha256"]:
+            raise InputError(
+                f"{path} is damaged: {len(records)} records, {shard['records']} expected, or their "
+                "hash differs; remove the file's entry from the manifest to make it again"
+            )
+        return records
+
+
+def _hash(records: Sequence[bytes]) -> str:
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(len(record).to_bytes(8, "little"))
+        digest.update(record)
+    return digest.hexdigest()

@@ -1,0 +1,190 @@
+"""Trains the small model of the package from nothing, on procedural documents.
+
+    python -m experiments.pretrain_embedded --out=runs/embedded
+
+Two CPU cores, 28.5 M tokens, about 40 minutes; the figures it reached, with date, are in
+cartridges_jax/embedded/README.md. Stop it at any moment and start it again: it goes on from its
+last checkpoint and ends with the same weights. `--export` writes the Hugging Face folder.
+"""
+
+import functools
+import os
+import time
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Two devices of one thread each in data parallel: twice as fast as one device of two threads.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false"
+    " --xla_cpu_enable_fast_math=true",
+)
+
+import grain
+import jax
+import jax.numpy as jnp
+import optax
+from absl import app, flags
+from etils import epath
+from flax import nnx
+from orbax.checkpoint import v1 as ocp
+
+from cartridges_jax.embedded import tokenizer_training, training_data
+from cartridges_jax.embedded.induction_init import induction_initialize
+from cartridges_jax.metrics import MetricsLog, progress
+from cartridges_jax.models import hf
+from cartridges_jax.models.chat_template import ChatTemplate
+from cartridges_jax.models.config import ModelConfig
+from cartridges_jax.models.tokenizer import Tokenizer
+from cartridges_jax.models.transformer import Transformer
+from cartridges_jax.sharding import DATA, TOKENS_BT, make_mesh, place
+
+_OUT = flags.DEFINE_string("out", "runs/embedded", "Folder of checkpoints, logs and the model.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and data.")
+_EXPORT = flags.DEFINE_bool("export", False, "Only write the last checkpoint as a model folder.")
+
+TOKENS_PER_STEP = 6144
+PEAK_RATE, FINAL_SHARE, WARMUP, DECAY_SHARE = 3e-3, 0.03, 60, 0.55
+CHECKPOINT_EVERY = 100  # steps
+
+
+def model_config(tokenizer: Tokenizer) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=128,
+        mlp_size=384,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=32,
+        norm_eps=1e-5,
+        rope_theta=1e5,
+        rope_scaling=None,
+        tie_embeddings=True,
+        max_position_embeddings=1024,
+        bos_token_id=tokenizer.special_id(tokenizer_training.BEGIN),
+        eos_token_ids=(tokenizer.special_id(tokenizer_training.END),),
+    )
+
+
+def phase_steps() -> list[int]:
+    return [phase.num_tokens // TOKENS_PER_STEP for phase in training_data.PHASES]
+
+
+def batches(seed: int, template: ChatTemplate, first_step: int):
+    """Yields the batches from `first_step` on, phase after phase."""
+    for index, (phase, steps) in enumerate(zip(training_data.PHASES, phase_steps(), strict=True)):
+        rows = TOKENS_PER_STEP // phase.row_length
+        done = min(first_step, steps)
+        first_step -= done
+        make = functools.partial(training_data.make_row, seed, index, template=template)
+        dataset = grain.MapDataset.range(done * rows, steps * rows).map(make).batch(rows)
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+        yield from dataset.to_iter_dataset(options)
+
+
+@jax.custom_vjp
+def cross_entropy(logits, targets):
+    """Negative log-likelihood [B, T]; its gradient needs neither gather nor scatter."""
+    return _cross_entropy_fwd(logits, targets)[0]
+
+
+def _cross_entropy_fwd(logits, targets):
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    hot = targets[..., None] == jnp.arange(logits.shape[-1])
+    return lse - jnp.sum(jnp.where(hot, logits, 0.0), axis=-1), (logits, targets, lse)
+
+
+def _cross_entropy_bwd(saved, g):
+    logits, targets, lse = saved
+    hot = targets[..., None] == jnp.arange(logits.shape[-1])
+    return (jnp.exp(logits - lse[..., None]) - hot) * g[..., None], None
+
+
+cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+
+
+def loss_fn(model: Transformer, batch):
+    tokens = batch["token_ids"]
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape, out_sharding=TOKENS_BT)
+    hidden, _ = model(tokens, positions, jnp.zeros_like(tokens))
+    targets = jnp.roll(tokens, -1, axis=1)  # the last position has weight 0
+    nll = cross_entropy(model.logits(hidden), targets)
+    weight = batch["loss_weight"]
+    answers = weight == training_data.WEIGHT_ANSWER
+    answer_loss = jnp.sum(nll * answers) / jnp.maximum(jnp.sum(answers), 1)
+    return jnp.sum(nll * weight) / jnp.sum(weight), answer_loss
+
+
+def main(_) -> None:
+    out = epath.Path(_OUT.value).resolve()
+    tokenizer_file = out / "tokenizer.model"
+    if not tokenizer_file.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        tokenizer_file.write_bytes(tokenizer_training.train_tokenizer(_SEED.value))
+    tokenizer = Tokenizer.load(out)
+    template = ChatTemplate(tokenizer, tokenizer_training.CHAT_TEMPLATE)
+    total = sum(phase_steps())
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(PEAK_RATE / WARMUP, PEAK_RATE, WARMUP),
+            optax.constant_schedule(PEAK_RATE),
+            optax.linear_schedule(PEAK_RATE, PEAK_RATE * FINAL_SHARE, int(total * DECAY_SHARE)),
+        ],
+        [WARMUP, total - int(total * DECAY_SHARE)],
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, 0.9, 0.97, weight_decay=0.02)
+    )
+    mesh = make_mesh(data=min(2, len(jax.devices())))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def train_step(model, opt_state, batch):
+        (loss, answer_loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(model, batch)
+        updates, opt_state = optimizer.update(grads, opt_state, model)
+        return optax.apply_updates(model, updates), opt_state, loss, answer_loss
+
+    policies = ocp.training.preservation_policies
+    with (
+        jax.set_mesh(mesh),
+        ocp.training.Checkpointer(
+            out / "checkpoints", preservation_policy=policies.LatestN(2)
+        ) as checkpointer,
+    ):
+        model = induction_initialize(model_config(tokenizer), _SEED.value)
+        opt_state = optimizer.init(model)
+        graphdef = nnx.graphdef(model)
+        step = 0
+        if checkpointer.latest is not None:
+            step = checkpointer.latest.step
+            like = {"model": nnx.to_pure_dict(nnx.state(model)), "opt": jax.tree.leaves(opt_state)}
+            saved = checkpointer.load(step, like)
+            model = nnx.merge(graphdef, saved["model"])
+            opt_state = jax.tree.unflatten(jax.tree.structure(opt_state), saved["opt"])
+        if _EXPORT.value:
+            hf.export_folder(out / "model", model, tokenizer, template.source)
+            print(f"step {step} of {total} written to {out / 'model'}")
+            return
+        log = MetricsLog(out, step)
+        bar = progress(total, "pretrain", "step", step)
+        started = time.perf_counter()
+        for batch in batches(_SEED.value, template, step):
+            batch = {k: place(mesh, v, TOKENS_BT) for k, v in batch.items()}
+            model, opt_state, loss, answer_loss = train_step(model, opt_state, batch)
+            step += 1
+            bar.update()
+            if step % 20 == 0:
+                rate = 20 * TOKENS_PER_STEP / (time.perf_counter() - started)
+                started = time.perf_counter()
+                log.write(step, loss=float(loss), answer_loss=float(answer_loss), tokens_per_s=rate)
+                bar.set_postfix(loss=f"{loss:.3f}", answer=f"{answer_loss:.3f}", tok_s=f"{rate:.0f}")
+            if step % CHECKPOINT_EVERY == 0 or step == total:
+                state = {"model": nnx.to_pure_dict(nnx.state(model)), "opt": jax.tree.leaves(opt_state)}
+                checkpointer.save(step, state, force=True)
+        bar.close()
+        log.close()
+        hf.export_folder(out / "model", model, tokenizer, template.source)
+        print(f"The model is in {out / 'model'}: copy it to cartridges_jax/embedded/model.")
+
+
+if __name__ == "__main__":
+    app.run(main)

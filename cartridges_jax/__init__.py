@@ -39,7 +39,21 @@ _HOME = {
     "synthesize": "self_study.synthesize",
     "train": "distillation.train",
 }
-__all__ = sorted(_HOME)
+__all__ = [
+    "Cartridge",
+    "Document",
+    "EvaluateConfig",
+    "InputError",
+    "LanguageModel",
+    "SynthesisConfig",
+    "TrainConfig",
+    "evaluate",
+    "load_documents",
+    "load_model",
+    "score_targets",
+    "synthesize",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,17 +27,18 @@ def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         hint, text = hints[field.name], field.metadata["help"]
-        shared = {"flag_values": flag_values}
+        shared: dict[str, Any] = {"flag_values": flag_values}
+        default: Any = field.default
         if typing.get_origin(hint) is typing.Literal:
-            flags.DEFINE_enum(field.name, field.default, typing.get_args(hint), text, **shared)
+            flags.DEFINE_enum(field.name, default, typing.get_args(hint), text, **shared)
         elif hint is bool:
-            flags.DEFINE_bool(field.name, field.default, text, **shared)
+            flags.DEFINE_bool(field.name, default, text, **shared)
         elif hint is int:
-            flags.DEFINE_integer(field.name, field.default, text, **shared)
+            flags.DEFINE_integer(field.name, default, text, **shared)
         elif hint is float:
-            flags.DEFINE_float(field.name, field.default, text, **shared)
+            flags.DEFINE_float(field.name, default, text, **shared)
         elif hint is str:
-            flags.DEFINE_string(field.name, field.default, text, **shared)
+            flags.DEFINE_string(field.name, default, text, **shared)
         else:
             raise TypeError(f"no flag type for {config_class.__name__}.{field.name}: {hint}")
 

@@ -67,7 +67,9 @@ def sampled_spans(
     tokens = [model.tokenizer.encode(d.text) for d in documents]
     total = sum(map(len, tokens))
     if total < num_slots:
-        raise InputError(f"the corpus has {total} tokens, fewer than the {num_slots} slots asked for")
+        raise InputError(
+            f"the corpus has {total} tokens, fewer than the {num_slots} slots asked for"
+        )
     head, closing = model.template.context_head(), model.template.context_closing()
     room = num_slots - len(head) - len(closing)
     if room < 1:
@@ -84,12 +86,14 @@ def sampled_spans(
 def random_vectors(
     model: LanguageModel, documents: Sequence[Document], num_slots: int, num_frozen: int, seed: int
 ) -> Cartridge:
-    """Normal vectors with the mean and spread that real KV has in each layer, head and dimension."""
+    """Normal vectors with the mean and spread of real KV in each layer, head and dimension."""
     title, text = corpus_text(documents)
     context = np.asarray(model.template.render_context(title, text), np.int32)
     real = model.kv_as_cartridge(context[: model.config.max_position_embeddings])
     slots = []
-    for key, values in zip(jax.random.split(jax.random.key(seed)), (real.keys, real.values), strict=True):
+    for key, values in zip(
+        jax.random.split(jax.random.key(seed)), (real.keys, real.values), strict=True
+    ):
         L, _, K, H = values.shape
         mean, spread = values.mean(1, keepdims=True), values.std(1, keepdims=True)
         drawn = mean + spread * jax.random.normal(key, (L, num_slots, K, H), values.dtype)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,8 @@ from cartridges_jax.models.transformer import KV, Prefix, Transformer
 _log = logging.getLogger(__name__)
 
 EMBEDDED_FOLDER = epath.Path(__file__).parent / "embedded" / "model"
-PREFIX_STEP = 128  # prefixes read from text are padded up to a multiple of this many slots
+STREAM_TOKENS = 8  # tokens that appear at a time
+PREFIX_STEP = 256  # prefixes read from text are padded up to a multiple of this many slots
 
 Prompt = str | Sequence[Message] | Sequence[int]
 
@@ -104,7 +105,7 @@ class LanguageModel:
         """
         L, _, K, H = cartridge.keys.shape
         c = self.config
-        if (L, K, H) != (c.num_layers, c.num_kv_heads, c.head_dim):
+        if (c.num_layers, c.num_kv_heads, c.head_dim) != (L, K, H):
             raise InputError(
                 f"{where} has {L} layers, {K} kv heads of size {H}; the model {self.name} has "
                 f"{c.num_layers}, {c.num_kv_heads} and {c.head_dim}"
@@ -135,7 +136,7 @@ class LanguageModel:
         """
         ids = np.asarray(token_ids, np.int32)
         tokens = np.atleast_2d(ids)
-        prefix = self._prefix(cartridge)
+        prefix = self.as_prefix(cartridge)
         out = self._run(tokens, prefix, with_kv=False)
         return out[0] if ids.ndim == 1 else out
 
@@ -172,6 +173,7 @@ class LanguageModel:
         seed: int = 0,
         seeds: Sequence[int] | None = None,
         batch_size: int = 64,
+        stop_at_end: bool = True,
     ) -> list[Generation]:
         """Answers prompts in batches.
 
@@ -184,6 +186,7 @@ class LanguageModel:
           seed: of sampling; prompt i uses seed + i, whatever the batches are.
           seeds: one for each prompt, instead of `seed`.
           batch_size: prompts that run together.
+          stop_at_end: False goes on after the end of the answer, to measure speed.
 
         Returns:
           One `Generation` per prompt, in order.
@@ -191,8 +194,11 @@ class LanguageModel:
         Raises:
           InputError: if the cartridge belongs to another model or a prompt is empty.
         """
-        prefix = self._prefix(cartridge)
-        rendered = [self.render_prompt(prompt, has_context=prefix is not None) for prompt in prompts]
+        prefix = self.as_prefix(cartridge)
+        stop_ids = self.config.eos_token_ids if stop_at_end else ()
+        rendered = [
+            self.render_prompt(prompt, has_context=prefix is not None) for prompt in prompts
+        ]
         if any(not ids for ids in rendered):
             raise InputError("a prompt to generate from is empty")
         row_seeds = list(seeds) if seeds is not None else [seed + i for i in range(len(rendered))]
@@ -205,16 +211,50 @@ class LanguageModel:
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 seeds=row_seeds[start : start + batch_size],
-                stop_ids=self.config.eos_token_ids,
+                stop_ids=stop_ids,
                 mesh=self.mesh,
             )
             for ids, logprobs, length in zip(*sampled, strict=True):
                 kept = ids[:length].tolist()
-                stopped = kept[-1] in self.config.eos_token_ids
+                stopped = kept[-1] in stop_ids
                 text = self.tokenizer.decode(kept[:-1] if stopped else kept)
                 reason = "stop" if stopped else "length"
                 out.append(Generation(text, kept, logprobs[:length].tolist(), reason))
         return out
+
+    def stream(
+        self,
+        prompt: Prompt,
+        cartridge: Cartridge | Prefix | None = None,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Yields the text of one answer in pieces of a few tokens, as `generate` would give it.
+
+        Each piece reads the prompt and the answer so far again, which is cheap after a cartridge.
+        """
+        prefix = self.as_prefix(cartridge)
+        ids = self.render_prompt(prompt, has_context=prefix is not None)
+        answer: list[int] = []
+        shown = ""
+        while len(answer) < max_new_tokens:
+            [piece] = self.generate(
+                [[*ids, *answer]],
+                prefix,
+                max_new_tokens=min(STREAM_TOKENS, max_new_tokens - len(answer)),
+                temperature=temperature,
+                seed=seed + len(answer),
+            )
+            ended = piece.finish_reason == "stop"
+            answer += piece.token_ids[:-1] if ended else piece.token_ids
+            text = self.tokenizer.decode(answer)
+            if ended or not text.endswith("\ufffd"):  # a character may be cut between pieces
+                yield text[len(shown) :]
+                shown = text
+            if ended:
+                return
 
     def render_prompt(self, prompt: Prompt, *, has_context: bool) -> list[int]:
         """Returns the token ids of a prompt: a suffix where a context precedes it.
@@ -239,7 +279,8 @@ class LanguageModel:
         """The system turn that puts a document into the context, for a prompt of messages."""
         return [Message(role="system", content=context_text(title, text))]
 
-    def _prefix(self, cartridge: Cartridge | Prefix | None) -> Prefix | None:
+    def as_prefix(self, cartridge: Cartridge | Prefix | None) -> Prefix | None:
+        """Casts a cartridge to the model's dtype and puts it on its mesh; checks that it fits."""
         if not isinstance(cartridge, Cartridge):
             return cartridge
         self.check_cartridge(cartridge)
@@ -251,7 +292,9 @@ class LanguageModel:
 
     def _run(self, tokens: np.ndarray, prefix: Prefix | None, *, with_kv: bool) -> Any:
         start = 0 if prefix is None else int(prefix.next_position)
-        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32) + start, tokens.shape)
+        positions = np.broadcast_to(
+            np.arange(tokens.shape[1], dtype=np.int32) + start, tokens.shape
+        )
         with jax.set_mesh(self.mesh):
             return _forward(
                 self.transformer,

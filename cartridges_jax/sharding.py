@@ -65,6 +65,6 @@ def head_axis(num_kv_heads: int) -> str | None:
     return MODEL if num_kv_heads % size == 0 else None
 
 
-def place(mesh: Mesh, array: np.ndarray, spec: P) -> jax.Array:
-    """Puts a host array, the same on every process, onto `mesh` with `spec`."""
+def place(mesh: Mesh, array: np.ndarray | jax.Array, spec: P) -> jax.Array:
+    """Puts an array that is the same on every process onto `mesh` with `spec`."""
     return jax.device_put(array, NamedSharding(mesh, spec))

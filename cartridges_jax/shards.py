@@ -95,7 +95,7 @@ class ShardSet:
         """Sums one of the counts that were given to `write`."""
         return sum(shard.get(count, 0) for shard in self.shards.values())
 
-    def write(self, index: int, records: Sequence[bytes], **counts: int) -> None:
+    def write(self, index: int, records: Sequence[bytes], **counts: int | list[int]) -> None:
         """Writes shard `index` and lists it, with `counts` of what it holds."""
         path = self.path(index)
         temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")

@@ -26,8 +26,8 @@ import optax
 from absl import app, flags
 from etils import epath
 from flax import nnx
-from orbax.checkpoint import v1 as ocp
 
+from cartridges_jax.distillation.checkpoint import TrainingCheckpoints
 from cartridges_jax.embedded import tokenizer_training, training_data
 from cartridges_jax.embedded.induction_init import induction_initialize
 from cartridges_jax.metrics import MetricsLog, progress
@@ -36,7 +36,7 @@ from cartridges_jax.models.chat_template import ChatTemplate
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.tokenizer import Tokenizer
 from cartridges_jax.models.transformer import Transformer
-from cartridges_jax.sharding import DATA, TOKENS_BT, make_mesh, place
+from cartridges_jax.sharding import TOKENS_BT, make_mesh, place
 
 _OUT = flags.DEFINE_string("out", "runs/embedded", "Folder of checkpoints, logs and the model.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and data.")
@@ -140,26 +140,21 @@ def main(_) -> None:
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def train_step(model, opt_state, batch):
         (loss, answer_loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(model, batch)
-        updates, opt_state = optimizer.update(grads, opt_state, model)
-        return optax.apply_updates(model, updates), opt_state, loss, answer_loss
+        weights = nnx.state(model)
+        updates, opt_state = optimizer.update(nnx.state(grads), opt_state, weights)
+        model = nnx.merge(graphdef, optax.apply_updates(weights, updates))
+        return model, opt_state, loss, answer_loss
 
-    policies = ocp.training.preservation_policies
-    with (
-        jax.set_mesh(mesh),
-        ocp.training.Checkpointer(
-            out / "checkpoints", preservation_policy=policies.LatestN(2)
-        ) as checkpointer,
-    ):
+    inputs = {"seed": _SEED.value, "phases": [vars(phase) for phase in training_data.PHASES]}
+    with jax.set_mesh(mesh), TrainingCheckpoints(out / "checkpoints", inputs) as checkpoints:
         model = induction_initialize(model_config(tokenizer), _SEED.value)
-        opt_state = optimizer.init(model)
+        opt_state = optimizer.init(nnx.state(model))
         graphdef = nnx.graphdef(model)
         step = 0
-        if checkpointer.latest is not None:
-            step = checkpointer.latest.step
-            like = {"model": nnx.to_pure_dict(nnx.state(model)), "opt": jax.tree.leaves(opt_state)}
-            saved = checkpointer.load(step, like)
-            model = nnx.merge(graphdef, saved["model"])
-            opt_state = jax.tree.unflatten(jax.tree.structure(opt_state), saved["opt"])
+        restored = checkpoints.restore((nnx.state(model), opt_state))
+        if restored is not None:
+            step, (weights, opt_state), _ = restored
+            model = nnx.merge(graphdef, weights)
         if _EXPORT.value:
             hf.export_folder(out / "model", model, tokenizer, template.source)
             print(f"step {step} of {total} written to {out / 'model'}")
@@ -176,10 +171,11 @@ def main(_) -> None:
                 rate = 20 * TOKENS_PER_STEP / (time.perf_counter() - started)
                 started = time.perf_counter()
                 log.write(step, loss=float(loss), answer_loss=float(answer_loss), tokens_per_s=rate)
-                bar.set_postfix(loss=f"{loss:.3f}", answer=f"{answer_loss:.3f}", tok_s=f"{rate:.0f}")
+                bar.set_postfix(
+                    loss=f"{loss:.3f}", answer=f"{answer_loss:.3f}", tok_s=f"{rate:.0f}"
+                )
             if step % CHECKPOINT_EVERY == 0 or step == total:
-                state = {"model": nnx.to_pure_dict(nnx.state(model)), "opt": jax.tree.leaves(opt_state)}
-                checkpointer.save(step, state, force=True)
+                checkpoints.save(step, (nnx.state(model), opt_state), {})
         bar.close()
         log.close()
         hf.export_folder(out / "model", model, tokenizer, template.source)

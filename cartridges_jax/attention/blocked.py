@@ -36,7 +36,7 @@ def blocked_attention(
     K = k.shape[2]
     qg = q.reshape(B, T, K, N // K, H)
     length = jnp.asarray(prefix_length, jnp.int32)
-    out = _rows(qg, k, v, prefix_k, prefix_v, segment_start, length, scale)
+    out: jax.Array = _rows(qg, k, v, prefix_k, prefix_v, segment_start, length, scale)
     return out.reshape(B, T, N, H)
 
 

@@ -1,6 +1,7 @@
 """Training checkpoints: trainable slots, optimizer moments and the data iterator, by Orbax.
 
-Only what changes is saved, so a checkpoint is three times the size of the cartridge. The settings
+Only what changes is saved, so a checkpoint is four times the size of the cartridge (slots,
+two moments, the best slots so far). The settings
 are kept beside the checkpoints: a run goes on only with the ones it began with.
 """
 
@@ -47,10 +48,12 @@ class TrainingCheckpoints:
             files.write_json(settings, inputs)
         absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every step at INFO
         logging.getLogger("orbax").setLevel(logging.WARNING)
+        # Orbax declares its policies against a protocol that they do not match in types.
+        policies: Any = ocp.training
         self._checkpointer = ocp.training.Checkpointer(
             folder.resolve(),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),
+            save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.preservation_policies.LatestN(KEEP),
             cleanup_tmp_directories=True,
         )
 
@@ -60,15 +63,15 @@ class TrainingCheckpoints:
     def __exit__(self, *_: object) -> None:
         self._checkpointer.close()
 
-    def save(self, step: int, state: Any, data_state: Any) -> None:
-        """Saves a pytree of arrays and the data iterator's JSON-able state."""
+    def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+        """Saves a pytree of arrays and, JSON-able, what else the loop needs to go on."""
         leaves = dict(enumerate(jax.tree.leaves(state)))
         self._checkpointer.save(
-            step, {str(i): x for i, x in leaves.items()}, custom_metadata={"data": data_state}
+            step, {str(i): x for i, x in leaves.items()}, custom_metadata=progress
         )
 
     def restore(self, like: Any) -> tuple[int, Any, Any] | None:
-        """Returns (step, state, data state) of the latest checkpoint, shaped and placed as `like`."""
+        """Returns (step, state, progress) of the latest checkpoint, shaped and placed as `like`."""
         latest = self._checkpointer.latest
         if latest is None:
             return None
@@ -77,4 +80,4 @@ class TrainingCheckpoints:
         state = jax.tree.unflatten(structure, [saved[str(i)] for i in range(len(leaves))])
         metadata = self._checkpointer.metadata(latest)
         assert metadata.custom_metadata is not None  # `save` always writes it
-        return latest.step, state, metadata.custom_metadata["data"]
+        return latest.step, state, metadata.custom_metadata

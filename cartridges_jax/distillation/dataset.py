@@ -68,9 +68,12 @@ def packed_data(shards: ShardSet, shape: RowShape, rows: int, seed: int) -> Pack
             f"none of the {dropped} conversations in {shards.folder} fits a row of "
             f"{shape.num_tokens} tokens with {shape.num_targets} targets; raise row_length"
         )
-    paths = [os.fspath(shards.path(i)) for i in sorted(shards.shards) if shards.shards[i]["records"]]
+    paths = [
+        os.fspath(shards.path(i)) for i in sorted(shards.shards) if shards.shards[i]["records"]
+    ]
+    source: Any = grain.sources.ArrayRecordDataSource(paths)  # its types miss the protocol
     dataset = (
-        grain.MapDataset.source(grain.sources.ArrayRecordDataSource(paths))
+        grain.MapDataset.source(source)
         .shuffle(seed=seed)
         .repeat()
         .map(targets_file.decode_record)

@@ -65,7 +65,7 @@ def distillation_loss(
       targets: M is padded up to a multiple of CHUNK here.
     """
     picked = gather_positions(hidden, targets.index)
-    B, M, D = picked.shape
+    B, M, _ = picked.shape
     extra = -M % CHUNK
 
     def chunks(x: jax.Array) -> jax.Array:

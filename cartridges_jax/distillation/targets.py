@@ -49,7 +49,9 @@ def _score(
     Logits exist for one row at a time.
     """
     positions = jnp.broadcast_to(
-        jnp.arange(token_ids.shape[1]) + prefix.next_position, token_ids.shape, out_sharding=TOKENS_BT
+        jnp.arange(token_ids.shape[1]) + prefix.next_position,
+        token_ids.shape,
+        out_sharding=TOKENS_BT,
     )
     hidden, _ = model(token_ids, positions, jnp.zeros_like(token_ids), prefix=prefix)
 

@@ -14,7 +14,7 @@ import datetime
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -34,7 +34,7 @@ from cartridges_jax.distillation.loss import LossSums, Targets, distillation_los
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import MetricsLog, progress
-from cartridges_jax.models.transformer import Transformer
+from cartridges_jax.models.transformer import Prefix, Transformer
 from cartridges_jax.sharding import DATA, place
 from cartridges_jax.shards import ShardSet
 
@@ -45,7 +45,8 @@ ADAM_B1, ADAM_B2 = 0.9, 0.95
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Settings of training. The paper trains with rows of 1,024 tokens, batch 64, learning rate
-    2e-2; these defaults suit the embedded model, see FACTS in WORKSPACE.md for large ones."""
+    2e-2; these defaults suit the embedded model, see FACTS in WORKSPACE.md for large ones.
+    """
 
     num_slots: int = setting(64, "Slots of the cartridge, the frozen ones included.")
     num_frozen: int = setting(1, "Leading slots that stay as initialised (the attention sink).")
@@ -59,7 +60,7 @@ class TrainConfig:
     final_rate_share: float = setting(0.1, "Last learning rate, as a share of the peak (linear).")
     warmup_steps: int = setting(10, "Steps over which the learning rate rises from near 0.")
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this global norm.")
-    checkpoint_every: int = setting(50, "Steps between checkpoints.")
+    checkpoint_every: int = setting(50, "Steps between checkpoints, and between validations.")
     seed: int = setting(0, "Seed of the order of the data and of random initialisers.")
 
     def row_shape(self) -> RowShape:
@@ -86,15 +87,14 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     )
 
 
-def student_loss(cartridge: Cartridge, base: Transformer, batch: dict[str, jax.Array]) -> LossSums:
-    """The loss sums of packed rows (see `dataset.packed_row`) read after the cartridge.
+def prefix_loss(prefix: Prefix, base: Transformer, batch: dict[str, jax.Array]) -> LossSums:
+    """The loss sums of packed rows (see `dataset.packed_row`) read after a prefix.
 
     Args:
-      cartridge: float32 slots; cast to the base's dtype here.
+      prefix: in the base's dtype.
       base: the frozen model.
       batch: arrays [B, T], [B, M] and [B, M, J].
     """
-    prefix = cartridge.prefix(base.embedding[...].dtype)
     positions = batch["positions"] + prefix.next_position
     hidden, _ = base(batch["token_ids"], positions, batch["segment_start"], prefix=prefix)
     targets = Targets(
@@ -104,12 +104,14 @@ def student_loss(cartridge: Cartridge, base: Transformer, batch: dict[str, jax.A
 
 
 def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Any:
-    """Returns the jitted step: (trainable, opt_state, frozen, base, batch) to new state and sums."""
+    """Returns the jitted step: trainable, opt_state, frozen, base, batch to new state and sums."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def train_step(trainable, opt_state, frozen, base, batch):
         def mean_loss(trainable):
-            sums = student_loss(nnx.merge(graphdef, trainable, frozen), base, batch)
+            cartridge = nnx.merge(graphdef, trainable, frozen)
+            prefix = cartridge.prefix(base.embedding[...].dtype)  # the cast is differentiated
+            sums = prefix_loss(prefix, base, batch)
             return sums.loss / jnp.maximum(sums.count, 1.0), sums
 
         grads, sums = jax.grad(mean_loss, has_aux=True)(trainable)
@@ -145,6 +147,7 @@ def train(
     data: str | os.PathLike[str],
     out: str | os.PathLike[str],
     config: TrainConfig | None = None,
+    validate: Callable[[Cartridge], float] | None = None,
 ) -> Cartridge:
     """Trains a cartridge and writes it to `out/NAME.cartridge`; goes on if begun before.
 
@@ -154,6 +157,9 @@ def train(
       data: folder with targets (or with conversations, which are scored first).
       out: folder of checkpoints, metrics and the cartridge.
       config: settings.
+      validate: scores a cartridge, higher is better, such as the accuracy of generated answers;
+        called at every checkpoint. The cartridge with the highest score is the result: the loss
+        keeps falling after the answers have begun to get worse. None takes the last one.
 
     Returns:
       The trained cartridge, with its provenance.
@@ -168,8 +174,8 @@ def train(
     )  # fmt: skip
     if not 0 <= config.num_frozen < config.num_slots:
         raise InputError(
-            f"num_frozen is {config.num_frozen}; it must leave some of the {config.num_slots} slots "
-            "to train"
+            f"num_frozen is {config.num_frozen}; it must leave some of the {config.num_slots} "
+            "slots to train"
         )
     rows = model.mesh.shape[DATA]
     if config.rows_per_step % rows:
@@ -194,11 +200,13 @@ def train(
 
     # ---- resume
     with TrainingCheckpoints(folder / "checkpoints", inputs) as checkpoints:
-        step = 0
-        restored = checkpoints.restore((trainable, opt_state))
+        step, best = 0, {"step": 0, "score": None}
+        best_slots = jax.tree.map(jnp.copy, trainable)
+        restored = checkpoints.restore((trainable, opt_state, best_slots))
         if restored is not None:
-            step, (trainable, opt_state), data_state = restored
-            iterator.set_state(data_state)
+            step, (trainable, opt_state, best_slots), progress_made = restored
+            best = progress_made["best"]
+            iterator.set_state(progress_made["data"])
         log = MetricsLog(folder, step)
         bar = progress(config.num_steps, "train", "step", step)
 
@@ -218,18 +226,24 @@ def train(
                     f"the loss is {loss} at step {step}; lower learning_rate={config.learning_rate}"
                 )
             rate = host_batch["token_ids"].size / (time.perf_counter() - started)
-            log.write(
-                step, loss=loss / count, kl=kl / count, grad_norm=float(norm), tokens_per_s=rate
-            )
+            values = {"loss": loss / count, "kl": kl / count, "grad_norm": float(norm)}
+            saving = step % config.checkpoint_every == 0 or step == config.num_steps
+            if saving and validate is not None:
+                values["score"] = validate(nnx.merge(graphdef, trainable, frozen))
+            if saving and (best["score"] is None or values.get("score", 0.0) >= best["score"]):
+                best = {"step": step, "score": values.get("score")}
+                best_slots = jax.tree.map(jnp.copy, trainable)
+            log.write(step, **values, tokens_per_s=rate)
             bar.update()
             bar.set_postfix(loss=f"{loss / count:.3f}", kl=f"{kl / count:.3f}", tok_s=f"{rate:.0f}")
-            if step % config.checkpoint_every == 0 or step == config.num_steps:
-                checkpoints.save(step, (trainable, opt_state), iterator.get_state())
+            if saving:
+                made = {"best": best, "data": iterator.get_state()}
+                checkpoints.save(step, (trainable, opt_state, best_slots), made)
         bar.close()
         log.close()
 
     # ---- hand on
-    trained = nnx.merge(graphdef, trainable, frozen)
+    trained = nnx.merge(graphdef, best_slots, frozen)
     provenance = {
         "model": model.identity,
         "corpus": inputs["corpus"],
@@ -240,6 +254,7 @@ def train(
             "target_positions": packed.target_positions,
         },
         "settings": to_dict(config),
+        "best": best,
         "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
     trained = Cartridge(

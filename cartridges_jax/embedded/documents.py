@@ -375,6 +375,20 @@ def draw_turn(
     return None if made is None else Turn(kind, _FAMILY_OF_KIND[kind], *made)
 
 
+def chance(document: GeneratedDocument, kind: str) -> float:
+    """The share of right answers of somebody who knows every form and value but reads nothing.
+
+    He picks one of the people, or one of the values of the attribute that is asked for; for
+    answers with several values all must be right, which by guessing hardly ever happens.
+    """
+    people = {f.person for f in document.facts}
+    if kind in ("lookup", "reverse", "use case"):
+        return 1 / len(people)
+    if kind in ("two-hop", "compare"):
+        return 1 / len(people) ** 2
+    return 0.0
+
+
 def draw_seed_turn(rng: random.Random, document: GeneratedDocument) -> Turn | None:
     """Draws a seed prompt as the question and a fitting first message as the answer: bot A."""
     family = rng.choice(FAMILIES)

@@ -32,7 +32,9 @@ def train_tokenizer(seed: int = 0, num_documents: int = 4000) -> bytes:
             document = make_document(rng, rng.randrange(1, 6))
             yield document.title
             yield from document.text.split("\n")
-            for turn in [draw_turn(rng, document) for _ in range(6)] + [draw_seed_turn(rng, document)]:
+            for turn in [draw_turn(rng, document) for _ in range(6)] + [
+                draw_seed_turn(rng, document)
+            ]:
                 if turn is not None:
                     yield turn.question
                     yield from turn.answer.split("\n")

@@ -55,7 +55,7 @@ class RowBuilder:
         return True
 
     def finish(self, pad_id: int) -> dict[str, np.ndarray]:
-        """Returns `token_ids` [T] int32 and `loss_weight` [T]: position t's for predicting t + 1."""
+        """Returns `token_ids` [T] and `loss_weight` [T]: position t's for predicting t + 1."""
         token_ids = np.full(self.row_length, pad_id, np.int32)
         token_ids[: len(self.token_ids)] = self.token_ids
         weights = np.zeros(self.row_length, np.float32)
@@ -105,7 +105,9 @@ def conversation_row(
     return row.finish(template.tokenizer.pad_id)
 
 
-def stream_row(rng: random.Random, template: ChatTemplate, row_length: int) -> dict[str, np.ndarray]:
+def stream_row(
+    rng: random.Random, template: ChatTemplate, row_length: int
+) -> dict[str, np.ndarray]:
     """Builds a row of repeated statements."""
     row = RowBuilder(row_length)
     encode = template.tokenizer.encode

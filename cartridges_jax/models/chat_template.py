@@ -34,7 +34,7 @@ class Message(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Suffix:
-    """Tokens after the context. `is_answer[i]`: token i belongs to an assistant turn or closes it."""
+    """Tokens after a context. `is_answer[i]`: token i belongs to an assistant turn or closes it."""
 
     token_ids: np.ndarray  # [T] int32
     is_answer: np.ndarray  # [T] bool
@@ -129,7 +129,9 @@ class ChatTemplate:
     def _render(
         self, messages: Sequence[Message], add_generation_prompt: bool
     ) -> tuple[list[int], list[bool]]:
-        stand_ins = [Message(role=m["role"], content=f"\ue000{i}\ue001") for i, m in enumerate(messages)]
+        stand_ins = [
+            Message(role=m["role"], content=f"\ue000{i}\ue001") for i, m in enumerate(messages)
+        ]
         text = self._jinja(stand_ins, add_generation_prompt)
         token_ids: list[int] = []
         is_answer: list[bool] = []

@@ -75,7 +75,9 @@ def _rope(fields: dict[str, Any], where: str) -> tuple[float, Llama3Scaling | No
     rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
     theta = rope.get("rope_theta", fields.get("rope_theta"))
     if theta is None:
-        raise InputError(f"{where} gives no rope_theta, neither at top level nor in rope_parameters")
+        raise InputError(
+            f"{where} gives no rope_theta, neither at top level nor in rope_parameters"
+        )
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return float(theta), None

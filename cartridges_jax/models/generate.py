@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, Int
 from cartridges_jax.models.transformer import KV, Prefix, Transformer
 from cartridges_jax.sharding import DATA, TOKENS_BT, place
 
-PROMPT_STEP = 16  # prompt lengths are rounded up to a multiple of this
+PROMPT_STEP = 32  # prompt lengths are rounded up to a multiple of this
+ANSWER_STEP = 128  # room for new tokens likewise; how many are made is not compiled in
 BATCH_STEP = 8  # batch sizes likewise
 
 
@@ -51,7 +52,7 @@ def _choose(
     return token, jnp.sum(jnp.where(hot, jax.nn.log_softmax(logits), 0.0), axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames=("max_new_tokens", "stop_ids"))
+@functools.partial(jax.jit, static_argnames=("room", "stop_ids"))
 def _generate(
     model: Transformer,
     prefix: Prefix | None,
@@ -59,17 +60,18 @@ def _generate(
     padding: Int[Array, "B"],
     seeds: Int[Array, "B"],
     temperature: jax.Array,
+    max_new_tokens: jax.Array,
     *,
-    max_new_tokens: int,
+    room: int,
     stop_ids: tuple[int, ...],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array]:
     B, T = token_ids.shape
     start = 0 if prefix is None else prefix.next_position
     first_key = jnp.broadcast_to(padding[:, None], (B, T), out_sharding=TOKENS_BT)
     positions = jnp.maximum(jnp.arange(T) - first_key, 0) + start
     hidden, own = model(token_ids, positions, first_key, prefix=prefix)
-    room = [(0, 0), (0, 0), (0, max_new_tokens), (0, 0), (0, 0)]
-    cache = KV(jnp.pad(own.k, room), jnp.pad(own.v, room))
+    grown = [(0, 0), (0, 0), (0, room), (0, 0), (0, 0)]
+    cache = KV(jnp.pad(own.k, grown), jnp.pad(own.v, grown))
     logits = model.logits(hidden[:, -1:])[:, 0]
 
     def keep_going(state):
@@ -82,18 +84,18 @@ def _generate(
         token = jnp.where(done, 0, token)
         ids = jax.lax.dynamic_update_slice(ids, token[:, None], (0, step))
         logprobs = jax.lax.dynamic_update_slice(logprobs, logprob[:, None], (0, step))
-        stopped = functools.reduce(jnp.logical_or, [token == i for i in stop_ids])
+        stopped = functools.reduce(jnp.logical_or, [token == i for i in stop_ids], done)
         column = first_key[:, :1]
         hidden, cache = model.decode(
             token[:, None], T + step - column + start, column, cache, T + step, prefix=prefix
         )
-        return step + 1, cache, model.logits(hidden)[:, 0], ids, logprobs, done | stopped
+        return step + 1, cache, model.logits(hidden)[:, 0], ids, logprobs, stopped
 
-    empty = jnp.zeros_like(token_ids, shape=(B, max_new_tokens), out_sharding=TOKENS_BT)
+    empty = jnp.zeros_like(token_ids, shape=(B, room), out_sharding=TOKENS_BT)
     done = padding >= T  # rows that only round the batch up
     state = (0, cache, logits, empty, empty.astype(jnp.float32), done)
     _, _, _, ids, logprobs, _ = jax.lax.while_loop(keep_going, advance, state)
-    return ids, logprobs, done
+    return ids, logprobs
 
 
 def _round_up(n: int, step: int) -> int:
@@ -137,17 +139,19 @@ def generate_ids(
     row_seeds = np.zeros(rows, np.int32)
     row_seeds[:count] = seeds
     with jax.set_mesh(mesh):
-        ids, logprobs, _ = _generate(
+        ids, logprobs = _generate(
             model,
             prefix,
             place(mesh, tokens, TOKENS_BT),
             place(mesh, padding, P(DATA)),
             place(mesh, row_seeds, P(DATA)),
             jnp.asarray(temperature, jnp.float32),
-            max_new_tokens=max_new_tokens,
+            jnp.asarray(max_new_tokens, jnp.int32),
+            room=_round_up(max_new_tokens, ANSWER_STEP),
             stop_ids=stop_ids,
         )
-    ids, logprobs = np.asarray(ids)[:count], np.asarray(logprobs)[:count]
-    stops = np.isin(ids, stop_ids)
+    ids = np.asarray(ids)[:count, :max_new_tokens]
+    logprobs = np.asarray(logprobs)[:count, :max_new_tokens]
+    stops = np.isin(ids, np.asarray(stop_ids, np.int32))
     lengths = np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, max_new_tokens)
     return Sampled(ids, logprobs, lengths)

@@ -110,7 +110,9 @@ def read_weights(folder: epath.PathLike, config: ModelConfig, mesh: Mesh, dtype)
             if shape != t.hf_shape:
                 problems.append(f"{t.name} is {list(shape)}, config.json says {list(t.hf_shape)}")
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" * (len(problems) > 8))
+        shown = "; ".join(problems[:20]) + (
+            f"; and {len(problems) - 20} more" * (len(problems) > 20)
+        )
         raise InputError(f"{folder} does not hold the model of its config.json: {shown}")
 
     with jax.set_mesh(mesh):

@@ -28,7 +28,8 @@ from cartridges_jax.shards import ShardSet
 @dataclasses.dataclass(frozen=True)
 class SynthesisConfig:
     """Settings of self-study. The paper uses 65,536 conversations, temperature 0.6 and chunks of
-    512 to 4096 tokens (arXiv 2506.06266); these defaults suit the embedded model."""
+    512 to 4096 tokens (arXiv 2506.06266); these defaults suit the embedded model.
+    """
 
     num_conversations: int = setting(1024, "Conversations to write, in all.")
     conversations_per_chunk: int = setting(16, "Conversations that share one chunk, one unit.")
@@ -36,7 +37,9 @@ class SynthesisConfig:
     chunk_max_tokens: int = setting(512, "Longest chunk, tokens.")
     question_temperature: float = setting(0.6, "Sampling temperature of bot A, who asks.")
     answer_temperature: float = setting(0.0, "Sampling temperature of bot B; 0 is greedy.")
-    question_max_tokens: int = setting(64, "Longest first message, tokens; longer ones are redrawn.")
+    question_max_tokens: int = setting(
+        64, "Longest first message, tokens; longer ones are redrawn."
+    )
     answer_max_tokens: int = setting(96, "Longest answer, tokens; longer ones are dropped.")
     seed: int = setting(0, "Seed of chunks, prompts and sampling.")
 
@@ -44,7 +47,9 @@ class SynthesisConfig:
 class _Drawer:
     """Draws chunks from the corpus, documents in proportion to their length."""
 
-    def __init__(self, documents: Sequence[Document], model: LanguageModel, config: SynthesisConfig):
+    def __init__(
+        self, documents: Sequence[Document], model: LanguageModel, config: SynthesisConfig
+    ):
         self._documents = documents
         self._tokenizer = model.tokenizer
         self._tokens = [model.tokenizer.encode(d.text) for d in documents]

@@ -1,0 +1,38 @@
+# Two commands for a machine that has Python 3.11 or newer and make: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint format clean
+
+demo: .venv/installed-demo
+	$(BIN)/cartridges demo --out=demo
+
+test: .venv/installed-test lint
+	$(BIN)/python -m pytest
+
+
+lint: .venv/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: .venv/installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv demo
+
+.venv/made:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/installed-demo: .venv/made setup.py constraints.txt
+	$(PIP) -e '.[metrics]'
+	touch $@
+
+.venv/installed-test: .venv/made setup.py constraints.txt
+	$(PIP) -e '.[metrics,parity,test,dev]'
+	touch $@ .venv/installed-demo

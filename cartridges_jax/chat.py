@@ -1,0 +1,59 @@
+"""A chat in the terminal: every answer streams, and follows the whole conversation so far."""
+
+import sys
+from collections.abc import Callable, Iterable
+
+from cartridges_jax.cartridge import Cartridge
+from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.models.chat_template import Message
+
+
+def chat(
+    model: LanguageModel,
+    cartridge: Cartridge,
+    max_tokens: int,
+    temperature: float,
+    lines: Iterable[str] | None = None,
+    write: Callable[[str], object] = sys.stdout.write,
+) -> None:
+    """Reads questions until the input ends; `/new` forgets the conversation, `/quit` ends.
+
+    Args:
+      model: the base of the cartridge.
+      cartridge: the context.
+      max_tokens: longest answer.
+      temperature: of sampling.
+      lines: questions; None for the terminal.
+      write: takes the text of the answers, piece by piece.
+    """
+    model.check_cartridge(cartridge)
+    titles = ", ".join(d["name"] for d in cartridge.provenance.get("corpus", [])[:3])
+    write(f"Ask about {titles or 'the text'}. /new forgets the conversation, /quit ends.\n")
+    messages: list[Message] = []
+    for turn, line in enumerate(_terminal_lines() if lines is None else lines):
+        question = line.strip()
+        if question == "/quit":
+            break
+        if question == "/new":
+            messages = []
+            write("(new conversation)\n")
+        if not question or question.startswith("/"):
+            continue
+        messages.append(Message(role="user", content=question))
+        text = ""
+        for piece in model.stream(
+            messages, cartridge, max_new_tokens=max_tokens, temperature=temperature, seed=turn
+        ):
+            text += piece
+            write(piece)
+            sys.stdout.flush()
+        write("\n")
+        messages.append(Message(role="assistant", content=text))
+
+
+def _terminal_lines() -> Iterable[str]:
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return

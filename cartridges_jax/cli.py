@@ -1,0 +1,259 @@
+"""The command line: `cartridges SUBCOMMAND --flag=value`.
+
+Each subcommand is a pair of functions: one declares its flags, one does the work. Bad input ends
+with one sentence and exit status 2; Ctrl-C with 130 and the promise that the same command goes on.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from cartridges_jax.config import define_flags, from_flags
+from cartridges_jax.errors import InputError
+
+_MODEL_HELP = "Model: a Hugging Face folder, or 'embedded' for the small one in the package."
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A subcommand: its help, its flags and what it does."""
+
+    help: str
+    define: Callable[[flags.FlagValues], None]
+    run: Callable[[flags.FlagValues], None]
+
+
+def _string(values: flags.FlagValues, name: str, default: str | None, text: str) -> None:
+    flags.DEFINE_string(name, default, text, flag_values=values, required=default is None)
+
+
+def _define_demo(values: flags.FlagValues) -> None:
+    from cartridges_jax.demo import DemoConfig
+
+    _string(values, "model", "embedded", _MODEL_HELP)
+    _string(values, "out", "demo", "Folder for everything that is made.")
+    define_flags(DemoConfig, values)
+
+
+def _demo(values: flags.FlagValues) -> None:
+    from cartridges_jax.demo import DemoConfig, run_demo
+    from cartridges_jax.language_model import load_model
+
+    run_demo(load_model(values.model), values.out, from_flags(DemoConfig, values))
+
+
+def _define_synthesize(values: flags.FlagValues) -> None:
+    from cartridges_jax.self_study.synthesize import SynthesisConfig
+
+    _string(values, "model", "embedded", _MODEL_HELP)
+    _string(values, "corpus", None, "Text file or folder to study.")
+    _string(values, "out", None, "Folder of the conversations.")
+    define_flags(SynthesisConfig, values)
+
+
+def _synthesize(values: flags.FlagValues) -> None:
+    from cartridges_jax.corpus import load_documents
+    from cartridges_jax.language_model import load_model
+    from cartridges_jax.self_study.synthesize import SynthesisConfig, synthesize
+
+    documents = load_documents(values.corpus)
+    config = from_flags(SynthesisConfig, values)
+    shards = synthesize(load_model(values.model), documents, values.out, config)
+    print(
+        f"{shards.num_records} conversations about {len(documents)} documents in {values.out} "
+        f"({shards.total('dropped')} did not end within their tokens and were dropped)\n"
+        f"next: cartridges train --model={values.model} --corpus={values.corpus} "
+        f"--data={values.out} --out=FOLDER"
+    )
+
+
+def _define_train(values: flags.FlagValues) -> None:
+    from cartridges_jax.distillation.train import TrainConfig
+
+    _string(values, "model", "embedded", _MODEL_HELP)
+    _string(values, "corpus", None, "The text that was studied: for the first values of the slots.")
+    _string(values, "data", None, "Folder of conversations; their targets are scored if missing.")
+    _string(values, "out", None, "Folder of checkpoints, metrics and NAME.cartridge.")
+    define_flags(TrainConfig, values)
+
+
+def _train(values: flags.FlagValues) -> None:
+    from cartridges_jax.corpus import load_documents
+    from cartridges_jax.distillation.train import TrainConfig, cartridge_path, train
+    from cartridges_jax.language_model import load_model
+
+    documents = load_documents(values.corpus)
+    config = from_flags(TrainConfig, values)
+    cartridge = train(load_model(values.model), documents, values.data, values.out, config)
+    data = cartridge.provenance["data"]
+    print(
+        f"trained {cartridge.num_slots} slots on {data['conversations']} conversations "
+        f"({data['dropped']} fit no row and were left out)\n"
+        f"use it: cartridges chat --model={values.model} --cartridge={cartridge_path(values.out)}"
+    )
+
+
+def _define_evaluate(values: flags.FlagValues) -> None:
+    from cartridges_jax.evaluation.evaluate import EvaluateConfig
+
+    _string(values, "model", "embedded", _MODEL_HELP)
+    _string(values, "cartridge", None, "The .cartridge file to evaluate.")
+    _string(values, "corpus", None, "The text it was made of: for the controls.")
+    _string(values, "questions", "", "JSON Lines of {question, answers}; may be left out if ...")
+    _string(
+        values, "held_out", "", "... a folder of conversations that training did not see is given."
+    )
+    _string(values, "out", None, "Folder of results.json and report.html.")
+    define_flags(EvaluateConfig, values)
+
+
+def _evaluate(values: flags.FlagValues) -> None:
+    from cartridges_jax.cartridge import Cartridge
+    from cartridges_jax.corpus import load_documents
+    from cartridges_jax.distillation.targets import score_targets
+    from cartridges_jax.evaluation.evaluate import EvaluateConfig, evaluate
+    from cartridges_jax.evaluation.report import summary_table
+    from cartridges_jax.evaluation.suites import load_questions
+    from cartridges_jax.language_model import load_model
+
+    cartridge = Cartridge.load(values.cartridge)
+    documents = load_documents(values.corpus)
+    questions = load_questions(values.questions) if values.questions else []
+    model = load_model(values.model)
+    if values.held_out:
+        score_targets(model, values.held_out)
+    results = evaluate(
+        model, cartridge, documents, values.out, questions, values.held_out or None,
+        from_flags(EvaluateConfig, values),
+    )  # fmt: skip
+    print(summary_table(results))
+    print(f"report: {os.path.join(values.out, 'report.html')}")
+
+
+def _define_chat(values: flags.FlagValues) -> None:
+    _string(values, "model", "embedded", _MODEL_HELP)
+    _string(values, "cartridge", None, "The .cartridge file to ask.")
+    flags.DEFINE_integer("max_tokens", 128, "Longest answer, tokens.", flag_values=values)
+    flags.DEFINE_float("temperature", 0.0, "Of sampling; 0 is greedy.", flag_values=values)
+
+
+def _chat(values: flags.FlagValues) -> None:
+    from cartridges_jax.cartridge import Cartridge
+    from cartridges_jax.chat import chat
+    from cartridges_jax.language_model import load_model
+
+    cartridge = Cartridge.load(values.cartridge)
+    chat(load_model(values.model), cartridge, values.max_tokens, values.temperature)
+
+
+def _define_info(values: flags.FlagValues) -> None:
+    flags.DEFINE_bool("json", False, "Print JSON instead of lines.", flag_values=values)
+
+
+def _info(values: flags.FlagValues) -> None:
+    from cartridges_jax.info import describe
+
+    paths = values.positional
+    if not paths:
+        raise InputError("give info something to explain: cartridges info FILE_OR_FOLDER")
+    for path in paths:
+        fields = describe(path)
+        if values.json:
+            print(json.dumps(fields, indent=2))
+        else:
+            print("\n".join(f"{key:<16} {value}" for key, value in fields.items()))
+
+
+COMMANDS = {
+    "demo": Command("a document in, a cartridge and a report out", _define_demo, _demo),
+    "synthesize": Command("let the model study a corpus", _define_synthesize, _synthesize),
+    "train": Command("distil conversations into a cartridge", _define_train, _train),
+    "evaluate": Command("measure a cartridge beside its controls", _define_evaluate, _evaluate),
+    "chat": Command("ask a cartridge in the terminal", _define_chat, _chat),
+    "info": Command("explain a cartridge, data folder or model", _define_info, _info),
+}
+
+
+def usage() -> str:
+    """The text of `cartridges --help`."""
+    lines = [f"  {name:<12} {command.help}" for name, command in COMMANDS.items()]
+    return (
+        "usage: cartridges SUBCOMMAND [--flag=value ...]\n\n"
+        + "\n".join(lines)
+        + "\n\n`cartridges SUBCOMMAND --help` lists the flags with defaults and units."
+    )
+
+
+def _command_help(name: str, command: Command, values: flags.FlagValues) -> str:
+    lines = [f"cartridges {name}: {command.help}\n"]
+    for flag in sorted(values.get_flags_for_module("cartridges"), key=lambda f: f.name):
+        default = "required" if flag.default is None else f"default: {flag.default_as_str}"
+        lines.append(f"  --{flag.name}\n      {flag.help} ({default})")
+    return "\n".join(lines)
+
+
+def _parse(name: str, argv: Sequence[str]) -> flags.FlagValues | None:
+    """Parses the flags of a subcommand; None if help was asked for and printed."""
+    values = flags.FlagValues()
+    command = COMMANDS[name]
+    command.define(values)
+    for flag_name in list(values):
+        values.register_flag_by_module("cartridges", values[flag_name])
+    if any(word in ("--help", "-help", "-h", "--helpfull") for word in argv):
+        print(_command_help(name, command, values))
+        return None
+    try:
+        positional = values([f"cartridges {name}", *argv])[1:]
+    except flags.Error as error:
+        text = str(error).replace("\n", " ").strip()
+        raise InputError(f"{text}; see cartridges {name} --help") from error
+    if positional and name != "info":
+        raise InputError(f"{positional[0]!r} is no flag; flags are written --name=value")
+    values.__dict__["positional"] = positional
+    return values
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from cartridges_jax import __version__
+
+        print(__version__)
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"error: there is no subcommand {argv[0]!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    try:
+        values = _parse(argv[0], argv[1:])
+        if values is not None:
+            COMMANDS[argv[0]].run(values)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def entry_point() -> Any:
+    # Programs compiled once are found again by the next command; set before jax is imported.
+    cache = os.path.join(os.path.expanduser("~"), ".cache", "cartridges_jax", "xla")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,0 +1,205 @@
+"""The main job in one command: a document goes in, a cartridge and a report come out.
+
+Without a corpus it uses a procedural document of the embedded model's own world, held out from its
+training, whose questions have known answers. With one it uses that text, and measures closeness to
+in-context reading instead of accuracy. Every stage is resumable, so the whole is.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from etils import epath
+
+from cartridges_jax import files
+from cartridges_jax.cartridge import Cartridge
+from cartridges_jax.config import require_positive, setting
+from cartridges_jax.corpus import Document, load_documents
+from cartridges_jax.distillation.targets import score_targets
+from cartridges_jax.distillation.train import TrainConfig, cartridge_path, train
+from cartridges_jax.errors import InputError
+from cartridges_jax.evaluation import arms, report
+from cartridges_jax.evaluation.arms import CARTRIDGE, FULL_CONTEXT, TRUNCATED
+from cartridges_jax.evaluation.evaluate import EvaluateConfig, evaluate
+from cartridges_jax.evaluation.scoring import is_right
+from cartridges_jax.evaluation.suites import (
+    Question,
+    embedded_questions,
+    held_out_document,
+    save_questions,
+)
+from cartridges_jax.initializers import corpus_text
+from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.metrics import read_metrics
+from cartridges_jax.self_study.synthesize import SynthesisConfig, synthesize
+
+DOCUMENT_TOKENS = 500
+VALIDATION_QUESTIONS, TEST_QUESTIONS = 48, 120
+FOREIGN_TEXT = (
+    "This text is not from the small world that the embedded model was trained on, so the model "
+    "itself reads it badly. The figures say how closely the cartridge follows what the same model "
+    "does with the text in its context; they do not say that its answers are right."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoConfig:
+    """Settings of the demo."""
+
+    corpus: str = setting("", "Text file or folder; empty for a document of the package.")
+    num_slots: int = setting(32, "Slots of the cartridge that the table is about.")
+    num_conversations: int = setting(1536, "Conversations of self-study.")
+    num_steps: int = setting(300, "Optimizer steps for each size.")
+    sizes: Literal["three", "one"] = setting(
+        "three", "three: also half and double of num_slots, for the plot over sizes."
+    )
+    seed: int = setting(0, "Seed of everything.")
+
+
+def run_demo(
+    model: LanguageModel, out: str | os.PathLike[str], config: DemoConfig | None = None
+) -> dict[str, Any]:
+    """Runs all stages into `out` and prints the table; run again, it goes on where it was.
+
+    Returns:
+      The results of the cartridge of `num_slots`.
+
+    Raises:
+      InputError: on settings or a corpus that cannot work.
+    """
+    config = config or DemoConfig()
+    require_positive(config, "num_slots", "num_conversations", "num_steps")
+    folder = files.output_folder(out)
+    documents, validation, test = _material(config, folder)
+    sizes = _sizes(model, documents, config)
+    _explain(model, documents, sizes)
+
+    study = _study_config(model, config)
+    synthesize(model, documents, folder / "data", study)
+    score_targets(model, folder / "data")
+    held_out = None
+    if not test:
+        unseen = dataclasses.replace(study, num_conversations=64, seed=study.seed + 1)
+        synthesize(model, documents, folder / "held_out", unseen)
+        score_targets(model, folder / "held_out")
+        held_out = folder / "held_out"
+
+    def validate(cartridge: Cartridge) -> float:
+        given = arms.answer(
+            model, arms.cartridge_arm(cartridge), [q.question for q in validation], 96
+        )
+        right = [is_right(g, q.answers, q.parser) for g, q in zip(given, validation, strict=True)]
+        return sum(right) / len(right)
+
+    by_size: dict[int, dict[str, Any]] = {}
+    curves = {}
+    for size in sizes:
+        run = folder / f"p{size}"
+        settings = TrainConfig(num_slots=size, num_steps=config.num_steps, seed=config.seed)
+        print(f"\nCartridge of {size} slots")
+        cartridge = train(
+            model, documents, folder / "data", run, settings, validate if validation else None
+        )
+        speed = 16 if size == config.num_slots else 0
+        by_size[size] = evaluate(
+            model, cartridge, documents, run, test, held_out, EvaluateConfig(throughput_batch=speed)
+        )
+        curves[f"{size} slots"] = read_metrics(run / "metrics.jsonl")
+
+    results = by_size[config.num_slots]
+    _write_report(folder / "report.html", results, by_size, curves, foreign=not test)
+    print(report.summary_table(results))
+    print(_side_by_side(results))
+    if not test:
+        print(FOREIGN_TEXT + "\n")
+    path = cartridge_path(folder / f"p{config.num_slots}")
+    print(f"Report:    {folder / 'report.html'}")
+    print(f"Ask it:    cartridges chat --model={model.name} --cartridge={path}")
+    return results
+
+
+def _material(
+    config: DemoConfig, folder: epath.Path
+) -> tuple[list[Document], list[Question], list[Question]]:
+    """Returns the documents, and validation and test questions where answers are known."""
+    if config.corpus:
+        return load_documents(config.corpus), [], []
+    name = f"demo {config.seed}"
+    document, made = held_out_document(name, DOCUMENT_TOKENS)
+    test = embedded_questions(made, name, TEST_QUESTIONS)
+    validation = embedded_questions(made, f"{name} validation", VALIDATION_QUESTIONS, avoid=test)
+    (folder / "document.md").write_text(f"# {document.title}\n\n{document.text}\n")
+    save_questions(folder / "questions.jsonl", test)
+    return [document], validation, test
+
+
+def _sizes(model: LanguageModel, documents: Sequence[Document], config: DemoConfig) -> list[int]:
+    context = len(model.template.render_context(*corpus_text(documents)))
+    if config.num_slots > context:
+        raise InputError(
+            f"the corpus has {context} tokens as a context, fewer than num_slots="
+            f"{config.num_slots}; a cartridge is meant to be smaller than its text"
+        )
+    wanted = [config.num_slots // 2, config.num_slots, config.num_slots * 2]
+    if config.sizes == "one":
+        return [config.num_slots]
+    return [size for size in wanted if 4 <= size <= context]
+
+
+def _study_config(model: LanguageModel, config: DemoConfig) -> SynthesisConfig:
+    return SynthesisConfig(num_conversations=config.num_conversations, seed=config.seed)
+
+
+def _explain(model: LanguageModel, documents: Sequence[Document], sizes: Sequence[int]) -> None:
+    tokens = len(model.template.render_context(*corpus_text(documents)))
+    title = documents[0].title if len(documents) == 1 else f"{len(documents)} documents"
+    print(f"Corpus:    {title}, {tokens} tokens as a context")
+    print(f"Model:     {model.name}, {model.config.num_params() / 1e6:.1f} M parameters, window of "
+          f"{model.config.max_position_embeddings} tokens")  # fmt: skip
+    print(f"Sizes:     {', '.join(map(str, sizes))} slots\n")
+
+
+def _side_by_side(results: dict[str, Any], count: int = 4) -> str:
+    rows = report.examples(results) or results.get("samples", [])
+    lines = []
+    for row in rows[:count]:
+        lines.append(f"\nQ: {row['question']}")
+        for arm in (FULL_CONTEXT, CARTRIDGE):
+            lines.append(f"   {arm:<13} {' / '.join(row['given'][arm]['text'].splitlines())}")
+    return "\n".join(lines) + "\n"
+
+
+def _write_report(
+    path: epath.Path,
+    results: dict[str, Any],
+    by_size: dict[int, dict[str, Any]],
+    curves: dict[str, list[dict[str, Any]]],
+    *,
+    foreign: bool,
+) -> None:
+    plots = [("Loss: KL to the in-context teacher while training", report.training_plot(curves))]
+    if any("score" in row for rows in curves.values() for row in rows):
+        plots.append(("Accuracy while training", report.score_plot(curves)))
+    if "accuracy" in results and len(by_size) > 1:
+        points = [
+            {
+                "name": arm,
+                "kv_bytes": r["arms"][arm]["kv_bytes"],
+                "accuracy": r["accuracy"][arm]["all"],
+            }
+            for r in by_size.values()
+            for arm in (CARTRIDGE, TRUNCATED)
+        ]
+        points.append(
+            {
+                "name": FULL_CONTEXT,
+                "kv_bytes": results["arms"][FULL_CONTEXT]["kv_bytes"],
+                "accuracy": results["accuracy"][FULL_CONTEXT]["all"],
+            }
+        )
+        plots.append(("Accuracy against memory", report.size_plot(points)))
+    notes = [FOREIGN_TEXT] if foreign else []
+    report.write_report(
+        path, results, title="From a document to a cartridge", notes=notes, extra_plots=plots
+    )

@@ -1,0 +1,1 @@
+"""What a cartridge is worth: questions, controls, scores with intervals, a report."""

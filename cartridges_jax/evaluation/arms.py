@@ -1,0 +1,100 @@
+"""The arms of an evaluation: a cartridge and the controls it is measured against.
+
+Every arm is a context that the same questions follow. "Full context" puts the whole document into
+each prompt; "full KV" loads the document's real KV as a cartridge and must answer alike;
+"truncated" gives the text as many tokens as the cartridge has slots, cut at the end of a sentence
+with the context's closing tokens in place; "no context" gives nothing.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from cartridges_jax import initializers
+from cartridges_jax.cartridge import Cartridge
+from cartridges_jax.corpus import Document
+from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.models.transformer import Prefix
+
+NO_CONTEXT = "no context"
+FULL_CONTEXT = "full context"
+FULL_KV = "full KV"
+TRUNCATED = "truncated"
+CARTRIDGE = "cartridge"
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A context under test.
+
+    `prompt_head` are token ids put before each suffix; `prefix` is KV shared by all rows. One of
+    them is the context. `num_tokens` counts its slots or tokens; `note` says what a reader must
+    know, such as a document that was cut.
+    """
+
+    name: str
+    num_tokens: int
+    prompt_head: tuple[int, ...] = ()
+    prefix: Cartridge | Prefix | None = None
+    note: str = ""
+
+
+def truncated_context(model: LanguageModel, title: str, text: str, budget: int) -> list[int]:
+    """Returns the longest context of whole sentences with at most `budget` tokens.
+
+    If not even one sentence fits, the empty context.
+    """
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    low, high = 0, len(ends)  # the longest cut that fits lies in ends[:high]
+    best = model.template.empty_context()
+    while low < high:
+        middle = (low + high) // 2
+        context = model.template.render_context(title, text[: ends[middle]])
+        if len(context) <= budget:
+            best, low = context, middle + 1
+        else:
+            high = middle
+    return best
+
+
+def control_arms(
+    model: LanguageModel, documents: Sequence[Document], num_slots: int, answer_room: int
+) -> list[Arm]:
+    """The controls of a cartridge of `num_slots` over a corpus.
+
+    A corpus that leaves less than `answer_room` tokens of the window is cut to what fits.
+    """
+    title, text = initializers.corpus_text(documents)
+    empty = tuple(model.template.empty_context())
+    whole = model.template.render_context(title, text)
+    note = ""
+    window = model.config.max_position_embeddings - answer_room
+    if len(whole) > window:
+        note = f"the corpus has {len(whole)} tokens, cut to the {window} that fit the window"
+        whole = truncated_context(model, title, text, window)
+    cut = truncated_context(model, title, text, num_slots)
+    cut_note = "" if len(cut) > len(empty) else "no sentence fits: the empty context"
+    return [
+        Arm(NO_CONTEXT, len(empty), empty),
+        Arm(FULL_CONTEXT, len(whole), tuple(whole), note=note),
+        Arm(FULL_KV, len(whole), prefix=model.read(np.asarray(whole)), note=note),
+        Arm(TRUNCATED, len(cut), tuple(cut), note=cut_note),
+    ]
+
+
+def cartridge_arm(cartridge: Cartridge, name: str = CARTRIDGE) -> Arm:
+    """A cartridge as an arm."""
+    return Arm(name, cartridge.num_slots, prefix=cartridge)
+
+
+def answer(
+    model: LanguageModel, arm: Arm, questions: Sequence[str], max_new_tokens: int
+) -> list[str]:
+    """Greedy answers to the questions, each a user's message after the arm's context."""
+    suffixes = [model.render_prompt(question, has_context=True) for question in questions]
+    prompts = [[*arm.prompt_head, *suffix] for suffix in suffixes]
+    generations = model.generate(prompts, arm.prefix, max_new_tokens=max_new_tokens)
+    return [g.text for g in generations]

@@ -1,0 +1,249 @@
+"""Evaluates a cartridge beside its controls and writes results.json and report.html.
+
+With questions whose answers are known: accuracy by type with intervals, and paired differences to
+the full context. With held-out conversations: KL to the in-context teacher and log-perplexity.
+Always: KV bytes of each arm and decode tokens a second of full context against cartridge.
+"""
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from cartridges_jax import files
+from cartridges_jax.cartridge import Cartridge
+from cartridges_jax.config import require_positive, setting, to_dict
+from cartridges_jax.corpus import Document
+from cartridges_jax.distillation import targets as targets_file
+from cartridges_jax.errors import InputError
+from cartridges_jax.evaluation import arms as arms_module
+from cartridges_jax.evaluation.arms import Arm
+from cartridges_jax.evaluation.divergence import divergence
+from cartridges_jax.evaluation.report import write_report
+from cartridges_jax.evaluation.scoring import Share, is_right, paired_difference, wilson
+from cartridges_jax.evaluation.suites import Question
+from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.metrics import progress
+from cartridges_jax.self_study import conversation
+from cartridges_jax.self_study.conversation import Conversation
+from cartridges_jax.self_study.synthesize import load_conversations
+from cartridges_jax.shards import ShardSet
+
+SAMPLES = 12  # held-out questions whose answers are shown
+TIMING_RUNS = 3
+TIMING_TOKENS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of an evaluation."""
+
+    answer_max_tokens: int = setting(96, "Longest answer, tokens; a longer one is wrong.")
+    throughput_batch: int = setting(
+        16, "Requests that decode together when speed is measured; 0: off."
+    )
+
+
+def evaluate(
+    model: LanguageModel,
+    cartridge: Cartridge,
+    documents: Sequence[Document],
+    out: str | os.PathLike[str],
+    questions: Sequence[Question] = (),
+    held_out: str | os.PathLike[str] | None = None,
+    config: EvaluateConfig | None = None,
+) -> dict[str, Any]:
+    """Runs every arm over the same questions and conversations.
+
+    Args:
+      model: the base.
+      cartridge: under test; must belong to `model`.
+      documents: the corpus, for the controls.
+      out: folder of results.json and report.html.
+      questions: with known answers; may be empty.
+      held_out: folder of conversations with targets that training did not see, or None.
+      config: settings.
+
+    Returns:
+      What results.json holds.
+
+    Raises:
+      InputError: if the cartridge belongs to another model, or there is nothing to measure.
+    """
+    config = config or EvaluateConfig()
+    require_positive(config, "answer_max_tokens")
+    model.check_cartridge(cartridge)
+    if not questions and held_out is None:
+        raise InputError("an evaluation needs questions with answers or held-out conversations")
+    folder = files.output_folder(out)
+    results = measure(model, cartridge, documents, questions, held_out, config)
+    files.write_json(folder / "results.json", results)
+    write_report(folder / "report.html", results)
+    return results
+
+
+def measure(
+    model: LanguageModel,
+    cartridge: Cartridge,
+    documents: Sequence[Document],
+    questions: Sequence[Question],
+    held_out: str | os.PathLike[str] | None,
+    config: EvaluateConfig,
+) -> dict[str, Any]:
+    """Computes what `evaluate` writes."""
+    # Room for the longest question and its answer beside the context.
+    asked = [len(model.render_prompt(q.question, has_context=True)) for q in questions]
+    room = config.answer_max_tokens + max(asked, default=64)
+    arms = arms_module.control_arms(model, documents, cartridge.num_slots, room)
+    arms.append(arms_module.cartridge_arm(cartridge))
+    results: dict[str, Any] = {
+        "model": model.identity,
+        "cartridge": {"num_slots": cartridge.num_slots, "provenance": cartridge.provenance},
+        "settings": to_dict(config),
+        "corpus": [{"name": d.name, "title": d.title, "sha256": d.sha256} for d in documents],
+        "arms": {arm.name: _describe(model, arm) for arm in arms},
+    }
+    if questions:
+        bar = progress(len(arms) * len(questions), "evaluate", "answer")
+        answers = {}
+        for arm in arms:
+            texts = [q.question for q in questions]
+            answers[arm.name] = arms_module.answer(model, arm, texts, config.answer_max_tokens)
+            bar.update(len(questions))
+        bar.close()
+        results |= score_answers(questions, answers, reference=arms_module.FULL_CONTEXT)
+    if held_out is not None:
+        conversations, records = read_held_out(held_out)
+        for arm in arms:
+            results["arms"][arm.name]["held_out"] = divergence(model, arm, records)
+        results["samples"] = _sample_answers(model, arms, conversations[:SAMPLES], config)
+    if config.throughput_batch:
+        for arm in arms:
+            if arm.name in (arms_module.FULL_CONTEXT, arms_module.CARTRIDGE):
+                rate = decode_rate(model, arm, config.throughput_batch)
+                results["arms"][arm.name]["decode_tokens_per_s"] = rate
+    return results
+
+
+def read_held_out(folder: str | os.PathLike[str]) -> tuple[list[Conversation], list[bytes]]:
+    """Reads the conversations of a folder and their target records, in the same order."""
+    path = files.epath.Path(folder)
+    conversations = ShardSet.read(path, conversation.SHARDS)
+    targets = ShardSet.read(path, targets_file.SHARDS)
+    found: list[Conversation] = []
+    records: list[bytes] = []
+    for index in sorted(targets.shards):
+        found += load_conversations(conversations, index)
+        records += targets.records(index)
+    return found, records
+
+
+def _sample_answers(
+    model: LanguageModel,
+    arms: Sequence[Arm],
+    conversations: Sequence[Conversation],
+    config: EvaluateConfig,
+) -> list[dict[str, Any]]:
+    """Answers of every arm to questions whose right answer nobody knows, beside the teacher's."""
+    asked = [c.messages[0]["content"] for c in conversations]
+    given = {a.name: arms_module.answer(model, a, asked, config.answer_max_tokens) for a in arms}
+    return [
+        {
+            "question": asked[i],
+            "teacher": c.messages[1]["content"],
+            "given": {name: {"text": texts[i]} for name, texts in given.items()},
+        }
+        for i, c in enumerate(conversations)
+    ]
+
+
+def score_answers(
+    questions: Sequence[Question], answers: dict[str, list[str]], reference: str
+) -> dict[str, Any]:
+    """Scores every arm's answers.
+
+    Args:
+      questions: what was asked.
+      answers: by arm, in the order of the questions.
+      reference: the arm that the others are compared with, question by question.
+
+    Returns:
+      `accuracy`: by arm, over all questions, by type, over the questions that the reference gets
+      right, and the paired difference to the reference; `answers`: every question with all answers.
+    """
+    right = {
+        arm: [is_right(text, q.answers, q.parser) for q, text in zip(questions, texts, strict=True)]
+        for arm, texts in answers.items()
+    }
+    types = sorted({q.type for q in questions})
+    accuracy = {}
+    for arm, marks in right.items():
+        by_type = {}
+        for kind in types:
+            of_kind = [mark for mark, q in zip(marks, questions, strict=True) if q.type == kind]
+            by_type[kind] = _share(wilson(sum(of_kind), len(of_kind)))
+        solvable = [mark for mark, known in zip(marks, right[reference], strict=True) if known]
+        accuracy[arm] = {
+            "all": _share(wilson(sum(marks), len(marks))),
+            "where_reference_is_right": _share(wilson(sum(solvable), len(solvable))),
+            "difference_to_reference": _share(paired_difference(marks, right[reference])),
+            "by_type": by_type,
+        }
+    chances = {
+        kind: statistics.fmean(
+            [q.chance for q in questions if q.type == kind and q.chance is not None] or [0.0]
+        )
+        for kind in types
+    }
+    rows = []
+    for i, question in enumerate(questions):
+        given = {arm: {"text": answers[arm][i], "right": right[arm][i]} for arm in answers}
+        rows.append(dataclasses.asdict(question) | {"given": given})
+    return {"accuracy": accuracy, "reference": reference, "chance": chances, "answers": rows}
+
+
+def decode_rate(model: LanguageModel, arm: Arm, batch: int) -> dict[str, Any]:
+    """Decode tokens a second of `batch` requests at once, reading of the context excluded.
+
+    With "full context" each request carries the document in its own cache; with a cartridge all
+    share it. The difference of a long and a short generation leaves the prefill out.
+    """
+    suffix = model.render_prompt("?", has_context=True)
+    prompts = [[*arm.prompt_head, *suffix]] * batch
+
+    def seconds(tokens: int) -> float:
+        started = time.perf_counter()
+        model.generate(
+            prompts, arm.prefix, max_new_tokens=tokens, batch_size=batch, stop_at_end=False
+        )
+        return time.perf_counter() - started
+
+    seconds(TIMING_TOKENS)  # compiles; how many tokens are made is not compiled in
+    runs = [
+        batch * TIMING_TOKENS / max(seconds(2 * TIMING_TOKENS) - seconds(TIMING_TOKENS), 1e-9)
+        for _ in range(TIMING_RUNS)
+    ]
+    return {
+        "median": statistics.median(runs),
+        "min": min(runs),
+        "max": max(runs),
+        "batch": batch,
+        "runs": len(runs),
+    }
+
+
+def _describe(model: LanguageModel, arm: Arm) -> dict[str, Any]:
+    itemsize = jnp.dtype(model.dtype).itemsize
+    return {
+        "tokens": arm.num_tokens,
+        "kv_bytes": arm.num_tokens * model.config.kv_floats_per_token * itemsize,
+        "note": arm.note,
+    }
+
+
+def _share(share: Share) -> dict[str, float]:
+    return dataclasses.asdict(share)

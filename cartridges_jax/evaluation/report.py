@@ -1,0 +1,233 @@
+"""The HTML report: tables and plots of results.json in one file without outside parts."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+import matplotlib
+from etils import epath
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from cartridges_jax import files
+
+_TEMPLATE = epath.Path(__file__).parent / "report.html.jinja"
+EXAMPLES = 14  # questions shown with all answers
+_COLORS = {
+    "no context": "#b0b0b0",
+    "truncated": "#d8a24a",
+    "cartridge": "#2a6fb0",
+    "full context": "#3b8f57",
+    "full KV": "#8cc3a0",
+}
+
+
+def _svg(draw: Callable[[Any], None], width: float = 6.4, height: float = 3.4) -> str:
+    """Draws one plot and returns it as inline SVG; the same data gives the same bytes."""
+    with plt.rc_context({"svg.hashsalt": "cartridges", "font.size": 10, "axes.grid": True,
+                         "grid.alpha": 0.3, "axes.spines.top": False,
+                         "axes.spines.right": False}):  # fmt: skip
+        figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+        draw(axes)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+        plt.close(figure)
+    return out.getvalue().split("?>", 1)[-1].split('dtd">', 1)[-1]
+
+
+def _percent(share: dict[str, float]) -> str:
+    return f"{100 * share['value']:.1f} % ({100 * share['low']:.0f}–{100 * share['high']:.0f})"
+
+
+def human_bytes(count: float) -> str:
+    """Bytes with a binary unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def accuracy_plot(results: dict[str, Any]) -> str:
+    """Accuracy by question type, a bar for each arm."""
+    accuracy, kinds = results["accuracy"], sorted(results["chance"])
+
+    def draw(axes: Any) -> None:
+        width = 0.8 / len(accuracy)
+        for i, (arm, scores) in enumerate(accuracy.items()):
+            shares = [scores["by_type"][kind] for kind in kinds]
+            x = [j + i * width for j in range(len(kinds))]
+            values = [100 * s["value"] for s in shares]
+            error = [
+                [max(0.0, 100 * (s["value"] - s["low"])) for s in shares],
+                [max(0.0, 100 * (s["high"] - s["value"])) for s in shares],
+            ]
+            axes.bar(x, values, width, label=arm, color=_COLORS.get(arm), yerr=error,
+                     error_kw={"lw": 0.7, "alpha": 0.6})  # fmt: skip
+        axes.set_xticks([j + 0.4 - width / 2 for j in range(len(kinds))], kinds)
+        axes.set_ylabel("right answers, %")
+        axes.set_ylim(0, 105)
+        axes.legend(ncols=len(accuracy), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.15))
+
+    return _svg(draw, width=9.0, height=3.8)
+
+
+def size_plot(points: Sequence[dict[str, Any]]) -> str:
+    """Accuracy against KV bytes; points are {name, kv_bytes, accuracy}."""
+
+    def draw(axes: Any) -> None:
+        for arm in dict.fromkeys(p["name"] for p in points):
+            own = sorted((p for p in points if p["name"] == arm), key=lambda p: p["kv_bytes"])
+            x = [p["kv_bytes"] / 1024 for p in own]
+            values = [100 * p["accuracy"]["value"] for p in own]
+            error = [
+                [
+                    max(0.0, v - 100 * p["accuracy"]["low"])
+                    for v, p in zip(values, own, strict=True)
+                ],
+                [
+                    max(0.0, 100 * p["accuracy"]["high"] - v)
+                    for v, p in zip(values, own, strict=True)
+                ],
+            ]
+            axes.errorbar(
+                x, values, error, marker="o", capsize=3, label=arm, color=_COLORS.get(arm)
+            )
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlabel("KV cache of one context, KiB (log scale)")
+        axes.set_ylabel("right answers, %")
+        axes.set_ylim(0, 105)
+        axes.legend(fontsize=8)
+
+    return _svg(draw)
+
+
+def training_plot(runs: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """Loss (KL to the teacher) over steps, one line a run."""
+
+    def draw(axes: Any) -> None:
+        for name, rows in runs.items():
+            axes.plot([r["step"] for r in rows], [r["kl"] for r in rows], label=name, lw=1)
+        axes.set_xlabel("step")
+        axes.set_ylabel("KL to the teacher, nats a token")
+        axes.set_yscale("log")
+        axes.legend(fontsize=8)
+
+    return _svg(draw)
+
+
+def score_plot(runs: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """Validation accuracy over steps, one line a run."""
+
+    def draw(axes: Any) -> None:
+        for name, rows in runs.items():
+            scored = [r for r in rows if "score" in r]
+            x, y = [r["step"] for r in scored], [100 * r["score"] for r in scored]
+            axes.plot(x, y, marker="o", label=name, lw=1)
+        axes.set_xlabel("step")
+        axes.set_ylabel("right answers on validation questions, %")
+        axes.set_ylim(0, 105)
+        axes.legend(fontsize=8)
+
+    return _svg(draw)
+
+
+def bar_plot(values: dict[str, float], label: str) -> str:
+    """One bar an arm, with its number."""
+
+    def draw(axes: Any) -> None:
+        names = list(values)
+        bars = axes.barh(
+            names, list(values.values()), color=[_COLORS.get(n, "#2a6fb0") for n in names]
+        )
+        axes.bar_label(bars, fmt="{:,.0f}", padding=3)
+        axes.set_xlabel(label)
+        axes.margins(x=0.18)
+
+    return _svg(draw, height=0.8 + 0.5 * len(values))
+
+
+def write_report(
+    path: epath.Path,
+    results: dict[str, Any],
+    *,
+    title: str = "Evaluation of a cartridge",
+    notes: Sequence[str] = (),
+    extra_plots: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Writes the report of one evaluation.
+
+    Args:
+      path: of the HTML file.
+      results: as `evaluate` returns.
+      title: heading.
+      notes: sentences a reader must know to judge the figures.
+      extra_plots: (caption, SVG) shown before the tables.
+    """
+    plots = list(extra_plots)
+    if "accuracy" in results:
+        plots.append(("Accuracy by question type, with 95 % intervals", accuracy_plot(results)))
+    memory = {name: arm["kv_bytes"] / 1024 for name, arm in results["arms"].items()}
+    plots.append(("Memory: KV cache of one context", bar_plot(memory, "KiB")))
+    rates = {
+        name: arm["decode_tokens_per_s"]["median"]
+        for name, arm in results["arms"].items()
+        if "decode_tokens_per_s" in arm
+    }
+    if rates:
+        batch = max(
+            a.get("decode_tokens_per_s", {}).get("batch", 0) for a in results["arms"].values()
+        )
+        caption = f"Throughput: decoding for {batch} requests at once"
+        plots.append((caption, bar_plot(rates, "tokens a second, all requests together")))
+    environment = jinja2.Environment(autoescape=True)
+    environment.filters |= {"percent": _percent, "bytes": human_bytes}
+    page = environment.from_string(_TEMPLATE.read_text()).render(
+        title=title,
+        results=results,
+        notes=[*notes, *(f"{n}: {a['note']}." for n, a in results["arms"].items() if a["note"])],
+        plots=plots,
+        examples=examples(results),
+    )
+    files.write_bytes(path, page.encode())
+
+
+def examples(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Picks questions of every type in turn."""
+    by_type: dict[str, list[dict[str, Any]]] = {}
+    for row in results.get("answers", []):
+        by_type.setdefault(row["type"], []).append(row)
+    rounds = [rows[i] for i in range(EXAMPLES) for rows in by_type.values() if i < len(rows)]
+    return rounds[:EXAMPLES]
+
+
+def summary_table(results: dict[str, Any]) -> str:
+    """The arms of an evaluation as a table for the terminal."""
+    full = results["arms"]["full context"]["kv_bytes"]
+    has_accuracy = "accuracy" in results
+    measure = f"{'accuracy (95 % interval)':>26}" if has_accuracy else f"{'KL':>9}{'log-ppl':>9}"
+    lines = [
+        f"\n{'context':<14}{'tokens':>8}{'KV cache':>12}{'smaller':>9}{measure}{'decode tok/s':>14}"
+    ]
+    for name, arm in results["arms"].items():
+        if has_accuracy:
+            s = results["accuracy"][name]["all"]
+            text = f"{100 * s['value']:.1f} % ({100 * s['low']:.1f} to {100 * s['high']:.1f})"
+            value = f"{text:>26}"
+        else:
+            held = arm["held_out"]
+            value = f"{held['kl']:>9.4f}{held['log_perplexity']:>9.4f}"
+        rate = arm.get("decode_tokens_per_s", {}).get("median")
+        lines.append(
+            f"{name:<14}{arm['tokens']:>8}{human_bytes(arm['kv_bytes']):>12}"
+            f"{full / arm['kv_bytes']:>8.1f}x{value}{f'{rate:,.0f}' if rate else '':>14}"
+        )
+    if has_accuracy:
+        lines.append(
+            f"({results['accuracy']['cartridge']['all']['n']} questions with known answers)"
+        )
+    lines += [f"note: {n}: {a['note']}" for n, a in results["arms"].items() if a["note"]]
+    return "\n".join(lines)

@@ -1,0 +1,101 @@
+"""What `cartridges info` says about a file or folder: counts, hashes, and how it was made."""
+
+import json
+import os
+from typing import Any
+
+from etils import epath
+
+from cartridges_jax import cartridge_file
+from cartridges_jax.distillation import targets
+from cartridges_jax.errors import InputError
+from cartridges_jax.evaluation.report import human_bytes
+from cartridges_jax.models.config import read_config
+from cartridges_jax.self_study import conversation
+from cartridges_jax.shards import ShardSet
+
+
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Explains a cartridge, a folder of conversations or targets, or a model.
+
+    Raises:
+      InputError: if it does not exist, is damaged, or is none of these.
+    """
+    if os.fspath(path) == "embedded":
+        from cartridges_jax.language_model import EMBEDDED_FOLDER
+
+        return _model(EMBEDDED_FOLDER)
+    target = epath.Path(path).expanduser()
+    if not target.exists():
+        raise InputError(f"there is no file or folder {path}")
+    if not target.is_dir():
+        return _cartridge(target)
+    if (target / "config.json").exists():
+        return _model(target)
+    found: dict[str, Any] = {}
+    for name in (conversation.SHARDS, targets.SHARDS):
+        if (target / f"{name}.manifest.json").exists():
+            found |= _shards(ShardSet.read(target, name))
+    runs = sorted(target.glob("*.cartridge"))
+    if not found and len(runs) == 1:
+        return _cartridge(runs[0])
+    if not found:
+        raise InputError(f"{path} holds no cartridge, no conversations, no targets and no model")
+    return found
+
+
+def _cartridge(path: epath.Path) -> dict[str, Any]:
+    header = cartridge_file.read_header(path)
+    L, P, K, H = header["shape"]
+    itemsize = {"F32": 4, "BF16": 2, "F16": 2}.get(header["dtype"], 4)
+    made = header["provenance"]
+    model, data, settings = (made.get(key, {}) for key in ("model", "data", "settings"))
+    return {
+        "cartridge": os.fspath(path),
+        "slots": f"{P} ({header['num_frozen']} frozen), suffix starts at {header['next_position']}",
+        "shape": f"{L} layers, {K} kv heads of {H}, {header['dtype']}",
+        "KV bytes": human_bytes(2 * L * P * K * H * itemsize),
+        "model": f"{model.get('name', 'unknown')} (weights {model.get('weights', '?')[:12]})",
+        "rope": json.dumps(model.get("rope")),
+        "corpus": ", ".join(f"{d['name']} ({d['sha256'][:12]})" for d in made.get("corpus", [])),
+        "data": json.dumps(data),
+        "settings": json.dumps(settings),
+        "made": made.get("made", "unknown"),
+    }
+
+
+def _shards(shards: ShardSet) -> dict[str, Any]:
+    model = shards.inputs.get("model", {})
+    described: dict[str, Any] = {
+        shards.name: f"{shards.num_records} in {len(shards.shards)} shards "
+        f"(hash {shards.fingerprint[:12]})",
+        f"{shards.name} model": f"{model.get('name')} (weights {model.get('weights', '?')[:12]})",
+    }
+    if shards.name == conversation.SHARDS:
+        names = [d["name"] for d in shards.inputs.get("corpus", [])]
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        described["corpus"] = ", ".join(names[:5]) + more
+        described["dropped"] = shards.total("dropped")
+        settings = {k: v for k, v in shards.inputs.items() if k not in ("model", "corpus")}
+        described["settings"] = json.dumps(settings)
+    else:
+        described["tokens"] = shards.total("tokens")
+        described["target positions"] = shards.total("target_positions")
+    return described
+
+
+def _model(folder: epath.Path) -> dict[str, Any]:
+    config = read_config(folder)
+    from cartridges_jax.models import hf
+
+    return {
+        "model": os.fspath(folder),
+        "parameters": f"{config.num_params():,}",
+        "layers": config.num_layers,
+        "heads": f"{config.num_heads} query, {config.num_kv_heads} key-value, of {config.head_dim}",
+        "width": f"{config.hidden_size}, MLP {config.mlp_size}, vocabulary {config.vocab_size}",
+        "window": f"{config.max_position_embeddings} tokens",
+        "KV per token": human_bytes(4 * config.kv_floats_per_token) + " in float32",
+        "rope": f"theta {config.rope_theta:g}, scaling {config.rope_scaling}",
+        "weights": hf.weights_fingerprint(folder),
+    }

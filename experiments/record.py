@@ -1,0 +1,30 @@
+"""Results as data: every file says by which command, when and on what it was made."""
+
+import datetime
+import os
+import platform
+import shlex
+import sys
+from typing import Any
+
+import jax
+from etils import epath
+
+from cartridges_jax import files
+
+
+def write_result(path: epath.PathLike, result: dict[str, Any]) -> None:
+    """Writes a result file with its command, date and hardware in front."""
+    module = sys.modules["__main__"].__spec__
+    name = module.name if module else sys.argv[0]
+    made = {
+        "command": shlex.join(["python", "-m", name, *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()})"
+        if jax.default_backend() == "cpu"
+        else f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+    }
+    file = epath.Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(file, {"made": made, **result})

@@ -1,0 +1,72 @@
+"""Eight CPU devices, float32, shapes checked by beartype; the models that tests share."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+from jaxtyping import install_import_hook
+
+# The hook must be in place before any module of the package is imported.
+install_import_hook("cartridges_jax", "beartype.beartype")
+
+import jax
+import numpy as np
+import pytest
+
+from cartridges_jax.embedded.tokenizer_training import CHAT_TEMPLATE
+from cartridges_jax.language_model import EMBEDDED_FOLDER, LanguageModel, load_model
+from cartridges_jax.models.chat_template import ChatTemplate
+from cartridges_jax.models.config import ModelConfig
+from cartridges_jax.models.tokenizer import Tokenizer
+from cartridges_jax.models.transformer import initialize
+from cartridges_jax.sharding import make_mesh
+
+MESHES = ((1, 1), (4, 2), (2, 4))
+
+
+@pytest.fixture(scope="session")
+def embedded() -> LanguageModel:
+    """The model of the package."""
+    return load_model("embedded")
+
+
+def tiny_config(tokenizer: Tokenizer) -> ModelConfig:
+    """A model small enough to run in milliseconds, with odd sizes."""
+    return ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=24,
+        mlp_size=40,
+        num_layers=3,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=10,
+        norm_eps=3e-5,
+        rope_theta=3e4,
+        rope_scaling=None,
+        tie_embeddings=False,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_ids=(2,),
+    )
+
+
+def make_tiny_model(data: int = 1, model: int = 1) -> LanguageModel:
+    """A random model on a mesh; weights do not depend on the mesh."""
+    tokenizer = Tokenizer.load(EMBEDDED_FOLDER)
+    mesh = make_mesh(data, model)
+    with jax.set_mesh(mesh):
+        transformer = initialize(tiny_config(tokenizer), seed=0)
+    template = ChatTemplate(tokenizer, CHAT_TEMPLATE)
+    return LanguageModel(transformer, tokenizer, template, mesh, name="tiny", weights_hash="tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> LanguageModel:
+    return make_tiny_model()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,81 @@
+"""Documents and chunks."""
+
+import collections
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cartridges_jax.corpus import draw_chunk, load_documents
+from cartridges_jax.corpus.chunkers import draw_window
+from cartridges_jax.errors import InputError
+
+
+@given(
+    st.integers(1, 400), st.integers(1, 60), st.integers(0, 60), st.randoms(use_true_random=False)
+)
+@settings(max_examples=300, deadline=None)
+def test_windows_stay_inside_and_keep_their_width(length, low, extra, rng):
+    window = draw_window(rng, length, low, low + extra)
+    assert 0 <= window.start < window.stop <= length
+    assert len(window) <= low + extra
+    if length <= low:
+        assert window == range(length)
+
+
+def test_every_token_is_drawn_equally_often():
+    """Edges as often as the middle: 60,000 windows of 8 to 24 tokens over 100 tokens."""
+    rng, seen = random.Random(0), collections.Counter()
+    for _ in range(60_000):
+        seen.update(draw_window(rng, 100, 8, 24))
+    mean = sum(seen.values()) / 100
+    assert max(abs(seen[i] / mean - 1) for i in range(100)) < 0.06
+
+
+def test_chunk_text_is_the_window_of_the_document(embedded):
+    text = "Ada Brown lives in Oslo. She works as a baker. Her room is B12."
+    ids = embedded.tokenizer.encode(text)
+    chunk = draw_chunk(random.Random(3), embedded.tokenizer, "d", "t", ids, 5, 9)
+    assert chunk.text and chunk.text in text
+    assert chunk.text == embedded.tokenizer.decode(ids[chunk.start : chunk.end])
+
+
+def test_a_folder_is_read_in_order_and_without_what_is_not_text(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "a.md").write_text("# Title of a\n\nfirst\r\nline")
+    (tmp_path / "sub" / "c.py").write_text("print('third')")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\0\0")
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / ".hidden").write_text("no")
+    documents = load_documents(tmp_path)
+    assert [(d.name, d.title, d.text) for d in documents] == [
+        ("a.md", "Title of a", "first\nline"),
+        ("b.txt", "b.txt", "second"),
+        ("sub/c.py", "sub/c.py", "print('third')"),
+    ]
+
+
+def test_hashes_follow_the_text(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    [before] = load_documents(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text("two")
+    [after] = load_documents(tmp_path / "a.txt")
+    assert before.sha256 != after.sha256
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: None, "there is no file or folder"),
+        (lambda p: p.write_bytes(b"\0\1"), "is not UTF-8 text"),
+        (lambda p: p.write_text("  "), "is empty"),
+        (lambda p: p.mkdir(), "holds no text"),
+    ],
+)
+def test_bad_corpora_are_one_sentence(tmp_path, make, words):
+    make(tmp_path / "x")
+    with pytest.raises(InputError, match=words):
+        load_documents(tmp_path / "x")

@@ -1,0 +1,225 @@
+"""The loss against its definition, and packed rows against the same conversations alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from cartridges_jax.distillation import targets as targets_file
+from cartridges_jax.distillation.dataset import RowShape, packed_data
+from cartridges_jax.distillation.loss import Targets, distillation_loss
+from cartridges_jax.distillation.targets import encode_record
+from cartridges_jax.distillation.train import prefix_loss
+from cartridges_jax.errors import InputError
+from cartridges_jax.sharding import ACT_BTD, DATA, TOKENS_BT, place
+from cartridges_jax.shards import ShardSet
+from tests.conftest import MESHES, make_tiny_model
+
+J = 4
+
+
+def random_records(rng, count, vocab):
+    """Rows of 5 to 30 tokens with a teacher that is sure of some and unsure of other tokens."""
+    records = []
+    for _ in range(count):
+        n = int(rng.integers(5, 30))
+        index = np.flatnonzero(rng.random(n - 1) < 0.6)
+        logits = rng.normal(size=(len(index), J)) * 3
+        logprobs = logits - np.log(
+            np.exp(logits).sum(-1, keepdims=True) + rng.random((len(index), 1))
+        )
+        ids = (
+            np.stack([rng.choice(vocab, J, replace=False) for _ in index])
+            if len(index)
+            else np.zeros((0, J))
+        )
+        records.append(encode_record(rng.integers(3, vocab, n), index, ids, logprobs))
+    return records
+
+
+def write_shards(folder, records):
+    rows = [targets_file.decode_record(r) for r in records]
+    shards = ShardSet.open(folder, targets_file.SHARDS, {})
+    shards.write(0, records, row_tokens=[len(r["token_ids"]) for r in rows],
+                 row_targets=[len(r["target_index"]) for r in rows])  # fmt: skip
+    return shards
+
+
+def sums_and_gradient(model, cartridge, batch):
+    def total(keys, values):
+        prefix = model.as_prefix(cartridge)
+        prefix = prefix._replace(kv=type(prefix.kv)(keys, values))
+        sums = prefix_loss(prefix, model.transformer, placed)
+        return sums.loss, sums
+
+    with jax.set_mesh(model.mesh):
+        placed = {k: place(model.mesh, v, P(DATA)) for k, v in batch.items()}
+        kv = model.as_prefix(cartridge).kv
+        grad = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+        (_, sums), grads = grad(kv.k, kv.v)
+    return [float(x) for x in sums], [np.asarray(g) for g in grads]
+
+
+def batch_of(rows):
+    return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_loss_equals_its_definition(rng, mesh):
+    model = make_tiny_model(*mesh)
+    V, D = model.config.vocab_size, model.config.hidden_size
+    B, T, M = 4, 90, 70
+    hidden = rng.normal(size=(B, T, D)).astype(np.float32)
+    index = rng.integers(0, T, (B, M)).astype(np.int32)
+    ids = rng.integers(0, V, (B, M, J)).astype(np.int32)
+    t = -rng.random((B, M, J)).astype(np.float32) * 4
+    weight = (rng.random((B, M)) < 0.7).astype(np.float32)
+    with jax.set_mesh(model.mesh):
+        put = [
+            place(model.mesh, x, s)
+            for x, s in ((index, TOKENS_BT), (ids, P(DATA)), (t, P(DATA)), (weight, TOKENS_BT))
+        ]
+        h = place(model.mesh, hidden, ACT_BTD)
+        got = jax.jit(lambda m, h, *a: distillation_loss(m, h, Targets(*a)))(
+            model.transformer, h, *put
+        )
+    head = np.asarray(model.transformer.lm_head[...])
+    logits = np.take_along_axis(hidden, index[..., None], 1) @ head.T
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    picked = np.take_along_axis(logp, ids, -1)
+    loss = -(weight[..., None] * np.exp(t) * picked).sum()
+    kl = (weight[..., None] * np.exp(t) * (t - picked)).sum()
+    np.testing.assert_allclose([float(x) for x in got], [loss, kl, weight.sum()], rtol=2e-5)
+
+
+def test_packed_rows_equal_unpacked_ones(tiny, rng, tmp_path):
+    """Same loss, same count and same gradient of the cartridge, one conversation a row or many."""
+    records = [
+        r
+        for r in random_records(rng, 24, 2048)
+        if len(targets_file.decode_record(r)["target_index"])
+    ]
+    cartridge = tiny.kv_as_cartridge(np.arange(3, 15))
+    shards = write_shards(tmp_path, records)
+
+    def epoch(shape):
+        """Rows until every conversation came once; `repeat` makes the data endless."""
+        rows, seen = [], 0
+        for batch in packed_data(shards, shape, 1, seed=0).batches:
+            row = {k: v[0] for k, v in batch.items()}
+            rows.append(row)
+            seen += len(set(row["segment_start"][row["token_ids"] > 0]))
+            if seen >= len(records):
+                assert seen == len(records)  # the pack of the epoch ends with it
+                return rows
+
+    # All 24 fit into 8 open rows of 128, so one packed batch is one epoch.
+    packed = epoch(RowShape(128, 96))
+    alone = []
+    for record in records:
+        row = targets_file.decode_record(record)
+        n, m = len(row["token_ids"]), len(row["target_index"])
+        pad = lambda x, size: np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), x.dtype)])  # noqa: E731
+        alone.append(
+            {
+                "token_ids": pad(row["token_ids"], 32),
+                "positions": np.arange(32, dtype=np.int32),
+                "segment_start": np.where(np.arange(32) < n, 0, n).astype(np.int32),
+                "target_index": pad(row["target_index"], 32),
+                "top_ids": pad(row["top_ids"], 32),
+                "top_logprobs": pad(row["top_logprobs"], 32),
+                "target_weight": (np.arange(32) < m).astype(np.float32),
+            }
+        )
+    want, want_grads = sums_and_gradient(tiny, cartridge, batch_of(alone))
+    got, got_grads = sums_and_gradient(tiny, cartridge, batch_of(packed))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for a, b in zip(got_grads, want_grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def test_an_epoch_holds_every_conversation_once(rng, tmp_path):
+    records = random_records(rng, 40, 500)
+    shards = write_shards(tmp_path, records)
+    data = packed_data(shards, RowShape(64, 48), 2, seed=3)
+    want = sorted(
+        tuple(r["token_ids"])
+        for r in map(targets_file.decode_record, records)
+        if len(r["target_index"])
+    )
+    assert data.num_conversations == len(want)
+    got, batches = [], iter(data.batches)
+    while len(got) < 3 * len(want):
+        batch = next(batches)
+        for tokens, start in zip(batch["token_ids"], batch["segment_start"], strict=True):
+            for s in sorted(set(start)):
+                segment = tokens[start == s]
+                if segment.any():
+                    got.append(tuple(segment))
+    # Packing moves conversations by a few rows, so compare the first two epochs as counts.
+    first = got[: 2 * len(want)]
+    counts = {c: first.count(c) for c in set(want)}
+    assert all(1 <= n <= 3 * want.count(c) for c, n in counts.items())
+    assert set(first) == set(want)
+
+
+def test_what_fits_no_row_is_dropped_and_counted(rng, tmp_path):
+    records = random_records(rng, 30, 500)
+    shards = write_shards(tmp_path, records)
+    lengths = [len(targets_file.decode_record(r)["token_ids"]) for r in records]
+    data = packed_data(shards, RowShape(16, 16), 1, seed=0)
+    assert data.num_dropped >= sum(n > 16 for n in lengths) > 0
+    assert data.num_conversations + data.num_dropped == 30
+    with pytest.raises(InputError, match="raise row_length"):
+        packed_data(shards, RowShape(3, 3), 1, seed=0)
+
+
+def test_the_iterator_resumes_exactly(rng, tmp_path):
+    shards = write_shards(tmp_path, random_records(rng, 60, 500))
+    data = packed_data(shards, RowShape(64, 48), 2, seed=1).batches
+    iterator = iter(data)
+    for _ in range(11):
+        next(iterator)
+    state = iterator.get_state()
+    want = [next(iterator) for _ in range(9)]
+    again = iter(packed_data(shards, RowShape(64, 48), 2, seed=1).batches)
+    again.set_state(state)
+    for batch in want:
+        got = next(again)
+        for name, value in batch.items():
+            np.testing.assert_array_equal(got[name], value)
+
+
+def test_teacher_targets_are_those_of_the_whole_context(embedded, tmp_path):
+    """Scored after the chunk's shared KV, they equal a forward over chunk and conversation."""
+    from cartridges_jax.evaluation.suites import held_out_document
+    from cartridges_jax.self_study.synthesize import (
+        SynthesisConfig,
+        load_conversations,
+        synthesize,
+    )
+
+    document, _ = held_out_document("targets", 300)
+    conversations = synthesize(
+        embedded,
+        [document],
+        tmp_path,
+        SynthesisConfig(num_conversations=8, conversations_per_chunk=8),
+    )
+    targets = targets_file.score_targets(embedded, tmp_path)
+    pairs = zip(load_conversations(conversations, 0), targets.records(0), strict=True)
+    for conversation, record in list(pairs)[:3]:
+        row = targets_file.decode_record(record)
+        chunk = conversation.chunk
+        context = embedded.template.render_context(chunk.title, chunk.text)
+        logits = np.asarray(embedded.logits([*context, *row["token_ids"]]))[len(context) :]
+        logp = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)))[row["target_index"]]
+        want = -np.sort(-logp, axis=-1)[:, :20]
+        np.testing.assert_allclose(row["top_logprobs"], want, atol=1e-4)
+        np.testing.assert_allclose(np.take_along_axis(logp, row["top_ids"], -1), want, atol=1e-4)
+        answer = conversation.messages[1]["content"]
+        end = embedded.config.eos_token_ids[0]
+        assert row["token_ids"][row["target_index"] + 1].tolist() == [
+            *embedded.tokenizer.encode(answer), end,
+        ]  # fmt: skip

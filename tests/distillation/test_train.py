@@ -1,0 +1,150 @@
+"""Training: resumes bit for bit, the same on every mesh, moves only what may move."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from cartridges_jax.cartridge import Cartridge
+from cartridges_jax.corpus import Document
+from cartridges_jax.distillation import train as train_module
+from cartridges_jax.distillation.targets import text_targets
+from cartridges_jax.distillation.train import TrainConfig, train
+from cartridges_jax.errors import InputError
+from cartridges_jax.metrics import read_metrics
+from tests.conftest import MESHES, make_tiny_model
+
+DOCUMENT = Document("d", "People", "Ada Brown lives in Oslo. She works as a baker. " * 12)
+CONFIG = TrainConfig(
+    num_slots=12, num_steps=8, rows_per_step=4, row_length=128, warmup_steps=2, checkpoint_every=3
+)
+
+
+def make_targets(model, folder):
+    text_targets(model, [DOCUMENT], folder, num_rows=40, min_tokens=10, max_tokens=60)
+    return folder
+
+
+def run(model, tmp_path, name, config=CONFIG, **options):
+    return train(
+        model,
+        [DOCUMENT],
+        make_targets(model, tmp_path / "data"),
+        tmp_path / name,
+        config,
+        **options,
+    )
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+def test_a_stopped_run_ends_with_the_same_bits(tiny, tmp_path, monkeypatch, stop_at):
+    whole = run(tiny, tmp_path, "whole")
+    real = train_module.place
+    calls = []
+
+    def stopping(*args):
+        calls.append(args)
+        if len(calls) > 7 * stop_at:  # seven arrays a batch
+            raise StopError
+        return real(*args)
+
+    monkeypatch.setattr(train_module, "place", stopping)
+    with pytest.raises(StopError):
+        run(tiny, tmp_path, "stopped")
+    monkeypatch.undo()
+    resumed = run(tiny, tmp_path, "stopped")
+    np.testing.assert_array_equal(resumed.keys, whole.keys)
+    np.testing.assert_array_equal(resumed.values, whole.values)
+    logs = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "stopped")]
+    for row in logs[0] + logs[1]:
+        del row["tokens_per_s"]
+    assert logs[0] == logs[1] and len(logs[0]) == CONFIG.num_steps
+
+
+def test_meshes_agree(tmp_path):
+    made = {}
+    for shape in MESHES:
+        model = make_tiny_model(*shape)
+        made[shape] = run(model, tmp_path / str(shape), "run")
+    for shape in MESHES[1:]:
+        np.testing.assert_allclose(made[shape].keys, made[MESHES[0]].keys, atol=3e-3)
+        np.testing.assert_allclose(made[shape].values, made[MESHES[0]].values, atol=3e-3)
+
+
+def test_frozen_slots_stay_and_the_others_move(tiny, tmp_path):
+    config = dataclasses.replace(CONFIG, num_frozen=2)
+    start = train_module.initialize_cartridge(tiny, [DOCUMENT], config)
+    trained = run(tiny, tmp_path, "run", config)
+    np.testing.assert_array_equal(trained.keys[:, :2], start.keys[:, :2])
+    np.testing.assert_array_equal(trained.values[:, :2], start.values[:, :2])
+    moved = np.abs(np.asarray(trained.keys - start.keys)).max(axis=(0, 2, 3))
+    assert (moved[2:] > 1e-4).all()
+    assert trained.num_frozen == 2 and trained.provenance["model"] == tiny.identity
+
+
+def test_the_loss_falls(tiny, tmp_path):
+    run(tiny, tmp_path, "run", dataclasses.replace(CONFIG, num_steps=40))
+    losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
+
+
+def test_the_best_validated_cartridge_is_kept_also_after_a_stop(tiny, tmp_path):
+    def score_by_step(cartridge: Cartridge) -> float:
+        seen.append(np.asarray(cartridge.keys))
+        return [0.2, 0.9, 0.5][len(seen) - 1]
+
+    seen: list[np.ndarray] = []
+    best = run(tiny, tmp_path, "run", validate=score_by_step)  # at steps 3, 6 and 8
+    assert len(seen) == 3
+    np.testing.assert_array_equal(best.keys, seen[1])
+    again = run(tiny, tmp_path, "run", validate=score_by_step)  # finished: nothing is validated
+    np.testing.assert_array_equal(again.keys, seen[1])
+    assert len(seen) == 3 and again.provenance["best"] == {"step": 6, "score": 0.9}
+
+
+def test_warm_up_is_above_zero_at_the_first_step():
+    rate = train_module.learning_rate(TrainConfig(learning_rate=1.0, warmup_steps=4, num_steps=100))
+    np.testing.assert_allclose([float(rate(s)) for s in range(4)], [0.25, 0.5, 0.75, 1.0])
+    assert float(rate(100)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("initializer", ["first_tokens", "sampled_spans", "text", "random"])
+def test_initialisers(tiny, initializer):
+    text = "Other words that are long enough to fill all of the slots, by far."
+    config = dataclasses.replace(CONFIG, initializer=initializer, init_text=text)
+    made = train_module.initialize_cartridge(tiny, [DOCUMENT], config)
+    assert made.num_slots == 12 and made.next_position == 12
+    sink = tiny.kv_as_cartridge([tiny.config.bos_token_id])
+    np.testing.assert_allclose(made.values[:, 0], sink.values[:, 0], atol=1e-5)
+    real = tiny.kv_as_cartridge(tiny.template.render_context(DOCUMENT.title, DOCUMENT.text))
+    spread = np.asarray(made.values[:, 1:]).std() / np.asarray(real.values).std()
+    assert 0.5 < spread < 2.0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_slots": 0}, "num_slots must be above 0"),
+        ({"num_slots": 5000}, "fewer than the 5000 slots"),
+        ({"num_frozen": 12}, "it must leave some"),
+        ({"row_length": 5}, "raise row_length"),
+        ({"learning_rate": 1e30, "max_grad_norm": 1e30}, "lower learning_rate"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tiny, tmp_path, change, words):
+    with pytest.raises(InputError, match=words):
+        run(tiny, tmp_path, "run", dataclasses.replace(CONFIG, **change))
+
+
+def test_other_settings_and_other_models_are_refused(tiny, tmp_path):
+    run(tiny, tmp_path, "run")
+    with pytest.raises(InputError, match=r"learning_rate=0\.02, now learning_rate=0\.01"):
+        run(tiny, tmp_path, "run", dataclasses.replace(CONFIG, learning_rate=0.01))
+    other = make_tiny_model()
+    other.identity["weights"] = "other"
+    with pytest.raises(InputError, match="scored by another model"):
+        train(other, [DOCUMENT], tmp_path / "data", tmp_path / "other", CONFIG)

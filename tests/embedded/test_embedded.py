@@ -1,0 +1,103 @@
+"""The procedural documents tell the truth about themselves, and the shipped model reads them."""
+
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from cartridges_jax.embedded import documents, training_data
+from cartridges_jax.embedded.induction_init import induction_initialize
+from cartridges_jax.embedded.tokenizer_training import train_tokenizer
+from cartridges_jax.evaluation.arms import answer, control_arms
+from cartridges_jax.evaluation.scoring import is_right
+from cartridges_jax.evaluation.suites import embedded_questions, held_out_document
+from cartridges_jax.language_model import EMBEDDED_FOLDER
+from cartridges_jax.sharding import TOKENS_BT, local_mesh, place
+
+
+def test_facts_stand_where_they_say():
+    for seed in range(20):
+        document = documents.make_document(random.Random(seed), 6)
+        for fact in document.facts:
+            sentence = document.text[fact.start : fact.end]
+            assert fact.value in sentence
+            assert fact.person in document.text[fact.intro : fact.end]
+
+
+def test_values_are_unique_in_a_document():
+    document = documents.make_document(random.Random(0), 20)
+    pairs = [(f.attribute, f.value) for f in document.facts]
+    assert len(set(pairs)) == len(pairs)
+
+
+def test_a_window_keeps_only_what_it_shows():
+    document = documents.make_document(random.Random(1), 8)
+    window = document.window(333, 900)
+    assert window.text == document.text[333:900]
+    assert 0 < len(window.facts) < len(document.facts)
+    for fact in window.facts:
+        assert fact.intro >= 0 and fact.value in window.text[fact.start : fact.end]
+        assert fact.person in window.text
+
+
+@pytest.mark.parametrize("kind", documents.TURN_KINDS)
+def test_turns_can_be_answered_from_the_text(kind):
+    rng = random.Random(2)
+    document = documents.make_document(rng, 6)
+    values = {f.value for f in document.facts} | {f.person for f in document.facts}
+    for _ in range(20):
+        turn = documents.draw_turn(rng, document, kind)
+        assert turn is not None and turn.kind == kind
+        assert any(value in turn.answer for value in values)
+        assert "{" not in turn.question
+
+
+def test_training_rows_depend_on_seed_and_index_alone(embedded):
+    a, b = (training_data.make_row(0, 1, 5, embedded.template) for _ in range(2))
+    np.testing.assert_array_equal(a["token_ids"], b["token_ids"])
+    other = training_data.make_row(0, 1, 6, embedded.template)
+    assert (a["token_ids"] != other["token_ids"]).any()
+    assert a["loss_weight"].max() == 1.0 and a["loss_weight"][-1] == 0.0
+
+
+def test_the_tokenizer_is_made_again_bit_for_bit():
+    assert train_tokenizer(0) == (EMBEDDED_FOLDER / "tokenizer.model").read_bytes()
+
+
+def test_the_start_weights_hold_induction_heads(embedded):
+    """In a repeated random sequence, layer 1 looks right behind the former occurrence."""
+    rng = np.random.default_rng(0)
+    half = rng.integers(300, 2000, 60)
+    with jax.set_mesh(local_mesh()):
+        model = induction_initialize(embedded.config, 0)
+        tokens = np.tile(np.concatenate([half, half]).astype(np.int32), (1, 1))
+        place_it = lambda x: place(embedded.mesh, x, TOKENS_BT)  # noqa: E731
+        x = model.embed(place_it(tokens))
+        angles = model.angles(place_it(np.arange(120, dtype=np.int32)[None]))
+        first, second = (jax.tree.map(lambda w, i=i: w[i], model.blocks) for i in (0, 1))
+        q, k, v = first.qkv(x, angles)
+        from cartridges_jax.attention import attention
+
+        seen = attention(q, k, v, segment_start=place_it(0 * tokens), scale=32**-0.5)
+        q, k, _ = second.qkv(first.mlp(first.attention_output(x, seen)), angles)
+        scores = np.einsum("tnh,snh->nts", np.asarray(q[0]), np.asarray(k[0])) * 32**-0.5
+    scores = np.where(np.tril(np.ones((120, 120), bool)), scores, -np.inf)
+    behind = np.mean(
+        [[s[t].argmax() == t - 59 for t in range(70, 120)] for s in scores[:3]], axis=1
+    )
+    assert behind.max() > 0.25  # by chance: below 0.02
+
+
+def test_lookup_in_context(embedded):
+    """A small edition of experiments/embedded_scores.py: 3 documents, 120 questions."""
+    right = []
+    for name in ("a", "b", "c"):
+        document, made = held_out_document(f"test {name}", 500)
+        questions = embedded_questions(made, name, 40, shares={"lookup": 1.0})
+        [full] = [
+            arm for arm in control_arms(embedded, [document], 32, 100) if arm.name == "full KV"
+        ]
+        given = answer(embedded, full, [q.question for q in questions], 40)
+        right += [is_right(g, q.answers, q.parser) for g, q in zip(given, questions, strict=True)]
+    assert np.mean(right) >= 0.9

@@ -1,0 +1,110 @@
+"""Scores against values worked out elsewhere."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cartridges_jax.errors import InputError
+from cartridges_jax.evaluation.arms import truncated_context
+from cartridges_jax.evaluation.evaluate import score_answers
+from cartridges_jax.evaluation.scoring import is_right, paired_difference, wilson
+from cartridges_jax.evaluation.suites import Question, load_questions
+
+
+def test_wilson_equals_published_values():
+    """Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
+    for right, n, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+    ):
+        share = wilson(right, n)
+        assert (share.low, share.high) == (
+            pytest.approx(low, abs=5e-5),
+            pytest.approx(high, abs=5e-5),
+        )
+    assert wilson(29, 29).high == 1.0
+
+
+def test_paired_difference_is_smaller_than_unpaired_where_arms_agree(rng):
+    a = rng.random(400) < 0.5
+    b = a.copy()
+    b[:20] = ~b[:20]
+    pair = paired_difference(a, b)
+    assert pair.value == pytest.approx(a.mean() - b.mean())
+    assert pair.low <= pair.value <= pair.high and pair.high - pair.low < 0.05
+    assert paired_difference(a, a).high == 0.0
+
+
+@pytest.mark.parametrize(
+    ("parser", "given", "right"),
+    [
+        ("exact", " ada brown  lives in Oslo ", True),
+        ("exact", "Ada Brown lives in Oslo, I think.", False),
+        ("contains", "I think Ada Brown lives in Oslo, yes", True),
+        ("lines", "- b: 2\n- a: 1", True),
+        ("lines", "a: 1", False),
+        ("json", '{"b": 2,\n "a": 1}', True),
+        ("json", '{"a": 1, "b": 3}', False),
+        ("json", "a: 1", False),
+    ],
+)
+def test_parsers(parser, given, right):
+    accepted = {
+        "exact": ["Ada Brown lives in Oslo."],
+        "contains": ["ada brown lives in oslo"],
+        "lines": ["a: 1\nb: 2"],
+        "json": ['{"a": 1, "b": 2}'],
+    }[parser]
+    assert is_right(given, accepted, parser) is right
+
+
+def test_accuracy_where_the_reference_is_right():
+    questions = [Question(str(i), "a" if i < 2 else "b", "?", ("x",)) for i in range(4)]
+    given = {"full context": ["x", "x", "x", "y"], "cartridge": ["x", "y", "x", "x"]}
+    scores = score_answers(questions, given, "full context")["accuracy"]
+    assert scores["cartridge"]["all"]["value"] == 0.75
+    assert scores["cartridge"]["where_reference_is_right"]["value"] == pytest.approx(2 / 3)
+    assert scores["cartridge"]["difference_to_reference"]["value"] == 0.0
+    assert scores["cartridge"]["by_type"]["a"]["value"] == 0.5
+
+
+def test_truncation_ends_with_a_sentence_and_is_closed(embedded):
+    text = "Ada lives in Oslo. She bakes. " * 20
+    for budget in range(1, 60, 3):
+        cut = truncated_context(embedded, "T", text, budget)
+        assert len(cut) <= max(budget, 1)
+        if len(cut) > 1:
+            assert cut[-1] == embedded.template.context_closing()[-1]
+            assert embedded.tokenizer.decode(cut).endswith(".")
+    whole = embedded.template.render_context("T", text.strip())
+    assert truncated_context(embedded, "T", text, 10_000) == whole
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "expected"),
+        ('{"question": "?"}', "answers must be"),
+        ('{"question": "?", "answers": []}', "answers must be"),
+        ('{"question": "?", "answer": "x", "parser": "eval"}', "is none of"),
+        ("", "holds no question"),
+    ],
+)
+def test_bad_question_files_are_one_sentence(tmp_path, line, words):
+    (tmp_path / "q.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match=words):
+        load_questions(tmp_path / "q.jsonl")
+
+
+def test_questions_are_read(tmp_path):
+    rows = [
+        {"question": "a?", "answer": "x"},
+        {"question": "b?", "answers": ["y", "z"], "type": "t"},
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    read = load_questions(tmp_path / "q.jsonl")
+    assert [(q.type, q.answers) for q in read] == [("question", ("x",)), ("t", ("y", "z"))]
+    assert np.isnan(wilson(0, 0).value)

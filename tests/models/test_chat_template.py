@@ -1,0 +1,79 @@
+"""Templates: the split into context and suffix, spans of answers, and no forged special tokens."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cartridges_jax.embedded.tokenizer_training import CHAT_TEMPLATE
+from cartridges_jax.errors import InputError
+from cartridges_jax.language_model import EMBEDDED_FOLDER
+from cartridges_jax.models.chat_template import ChatTemplate, Message
+from cartridges_jax.models.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.load(EMBEDDED_FOLDER)
+TEMPLATE = ChatTemplate(TOKENIZER, CHAT_TEMPLATE)
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}{{ '[' + m['role'] + ']\n\n' + m['content'] | trim }}"
+    "{{ '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '[assistant]\n\n' }}{% endif %}"
+)
+TEXTS = st.text(max_size=60) | st.sampled_from(
+    ["<|end|>", "a <|user|> b", "<|begin|>", "x\n\n  y "]
+)
+
+
+def conversation(*contents):
+    roles = ("user", "assistant")
+    return [Message(role=roles[i % 2], content=c) for i, c in enumerate(contents)]
+
+
+@given(TEXTS)
+@settings(max_examples=200, deadline=None)
+def test_text_round_trips_and_never_becomes_a_special_token(text):
+    ids = TOKENIZER.encode(text)
+    assert not set(ids) & set(TOKENIZER.special_tokens.values())
+    assert TOKENIZER.decode(ids) == text
+
+
+@pytest.mark.parametrize("source", [CHAT_TEMPLATE, LLAMA3])
+@given(title=TEXTS, text=TEXTS, question=TEXTS, answer=TEXTS)
+@settings(max_examples=50, deadline=None)
+def test_context_and_suffix_make_the_whole_conversation(source, title, text, question, answer):
+    template = ChatTemplate(TOKENIZER, source)
+    messages = conversation(question, answer)
+    content = f"{title}\n\n{text}" if title else text
+    whole = template.render([Message(role="system", content=content), *messages])
+    suffix = template.render_suffix(messages)
+    assert template.render_context(title, text) + suffix.token_ids.tolist() == whole
+    ends = whole.count(TOKENIZER.special_id("<|end|>"))
+    assert ends == 3  # whatever the contents look like
+
+
+def test_answers_and_their_closing_token_are_marked():
+    suffix = TEMPLATE.render_suffix(conversation("Who?", "Ada.", "Where?", "Oslo."))
+    ids = suffix.token_ids[suffix.is_answer].tolist()
+    end = TOKENIZER.special_id("<|end|>")
+    assert ids == [*TOKENIZER.encode("Ada."), end, *TOKENIZER.encode("Oslo."), end]
+
+
+def test_generation_prompt_follows_and_is_no_answer():
+    suffix = TEMPLATE.render_suffix(conversation("Who?"), add_generation_prompt=True)
+    assert suffix.token_ids[-1] == TOKENIZER.special_id("<|assistant|>")
+    assert not suffix.is_answer.any()
+
+
+def test_context_is_head_text_closing():
+    context = TEMPLATE.render_context("", "Some text.")
+    head, closing = TEMPLATE.context_head(), TEMPLATE.context_closing()
+    assert context == [*head, *TOKENIZER.encode("Some text."), *closing]
+
+
+def test_a_template_that_hides_the_system_turn_is_refused():
+    late = "{% for m in messages | reverse %}{{ m['role'] + m['content'] }}{% endfor %}"
+    with pytest.raises(InputError, match="does not render the system turn as a prefix"):
+        ChatTemplate(TOKENIZER, late).render_suffix(conversation("Who?"))
+
+
+def test_a_template_cannot_reach_out_of_its_sandbox():
+    evil = "{{ messages.__class__.__mro__[-1].__subclasses__() }}"
+    with pytest.raises(InputError, match="rejects this conversation"):
+        ChatTemplate(TOKENIZER, evil).render(conversation("Who?"))

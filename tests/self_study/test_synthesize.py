@@ -1,0 +1,78 @@
+"""Self-study: whole units, resumed without loss, independent of how far it ran before."""
+
+import collections
+
+import pytest
+
+from cartridges_jax.corpus import Document
+from cartridges_jax.errors import InputError
+from cartridges_jax.evaluation.suites import held_out_document
+from cartridges_jax.self_study.prompts import FAMILIES, SEED_PROMPTS
+from cartridges_jax.self_study.synthesize import (
+    SynthesisConfig,
+    load_conversations,
+    synthesize,
+)
+
+CONFIG = SynthesisConfig(num_conversations=24, conversations_per_chunk=8, chunk_max_tokens=200)
+
+
+@pytest.fixture(scope="module")
+def document():
+    return held_out_document("synthesize", 400)[0]
+
+
+def everything(shards):
+    return [c for index in sorted(shards.shards) for c in load_conversations(shards, index)]
+
+
+def test_conversations_are_whole(embedded, document, tmp_path):
+    shards = synthesize(embedded, [document], tmp_path, CONFIG)
+    found = everything(shards)
+    assert len(found) == shards.num_records >= 24
+    assert len({c.id for c in found}) == len(found)
+    assert len({c.chunk for c in found}) == len(shards.shards) > 1
+    for c in found:
+        assert [m["role"] for m in c.messages] == ["user", "assistant"]
+        assert c.seed_prompt in SEED_PROMPTS[c.family]
+        assert c.chunk.text in document.text
+    assert set(collections.Counter(c.family for c in found)) == set(FAMILIES)
+
+
+def test_a_longer_run_begins_like_a_shorter_one(embedded, document, tmp_path):
+    few = synthesize(embedded, [document], tmp_path / "few", CONFIG)
+    begun = [c.id for c in everything(few)]
+    more = SynthesisConfig(**(vars(CONFIG) | {"num_conversations": 40}))
+    grown = synthesize(embedded, [document], tmp_path / "few", more)
+    fresh = synthesize(embedded, [document], tmp_path / "fresh", more)
+    assert grown.fingerprint == fresh.fingerprint
+    assert [c.id for c in everything(grown)][: len(begun)] == begun
+
+
+def test_seeds_differ(embedded, document, tmp_path):
+    other = SynthesisConfig(**(vars(CONFIG) | {"seed": 1}))
+    a = synthesize(embedded, [document], tmp_path / "a", CONFIG)
+    b = synthesize(embedded, [document], tmp_path / "b", other)
+    assert a.fingerprint != b.fingerprint
+
+
+def test_a_folder_of_other_settings_is_refused(embedded, document, tmp_path):
+    synthesize(embedded, [document], tmp_path, CONFIG)
+    with pytest.raises(InputError, match="seed=0, now seed=1"):
+        synthesize(embedded, [document], tmp_path, SynthesisConfig(**(vars(CONFIG) | {"seed": 1})))
+    with pytest.raises(InputError, match="corpus="):
+        synthesize(embedded, [Document("x", "x", "Other text.")], tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_conversations": 0}, "num_conversations must be above 0"),
+        ({"chunk_min_tokens": 300}, "exceeds"),
+        ({"chunk_max_tokens": 5000}, "lower chunk_max_tokens"),
+        ({"answer_max_tokens": 1}, "raise question_max_tokens"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(embedded, document, tmp_path, change, words):
+    with pytest.raises(InputError, match=words):
+        synthesize(embedded, [document], tmp_path, SynthesisConfig(**(vars(CONFIG) | change)))

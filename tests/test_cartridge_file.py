@@ -1,0 +1,94 @@
+"""The .cartridge file: identity, refusal on another model, damage."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from cartridges_jax import Cartridge, InputError
+from tests.conftest import make_tiny_model
+
+
+@pytest.fixture
+def cartridge(tiny, rng):
+    shape = (3, 6, 4, 10)
+    return Cartridge(
+        jnp.asarray(rng.normal(size=shape), jnp.float32),
+        jnp.asarray(rng.normal(size=shape), jnp.float32),
+        num_frozen=2,
+        next_position=41,
+        provenance={"model": tiny.identity, "corpus": [{"name": "a", "sha256": "b"}]},
+    )
+
+
+def test_what_is_saved_is_loaded(cartridge, tmp_path):
+    cartridge.save(tmp_path / "a.cartridge")
+    loaded = Cartridge.load(tmp_path / "a.cartridge")
+    np.testing.assert_array_equal(loaded.keys, cartridge.keys)
+    np.testing.assert_array_equal(loaded.values, cartridge.values)
+    assert (loaded.num_frozen, loaded.num_slots, loaded.next_position) == (2, 6, 41)
+    assert loaded.provenance == cartridge.provenance
+    assert [p.name for p in tmp_path.iterdir()] == ["a.cartridge"]  # no temporary file is left
+
+
+def test_next_position_moves_the_queries(tiny, cartridge):
+    other = Cartridge(cartridge.keys, cartridge.values, next_position=6)
+    ids = np.arange(5, 25)
+    assert np.abs(np.asarray(tiny.logits(ids, cartridge) - tiny.logits(ids, other))).max() > 1e-3
+
+
+@pytest.mark.parametrize("part", ["weights", "tokenizer", "chat_template", "rope", "config"])
+def test_another_model_is_refused_by_what_differs(tiny, cartridge, part):
+    model = make_tiny_model()
+    model.identity[part] = "another"
+    words = {"chat_template": "chat template", "rope": "rotary", "config": "configuration"}
+    with pytest.raises(InputError, match=words.get(part, part)):
+        model.generate(["Who?"], cartridge, max_new_tokens=1)
+
+
+def test_another_dtype_is_only_a_warning(cartridge, caplog):
+    model = make_tiny_model()
+    model.identity["dtype"] = "bfloat16"
+    model.check_cartridge(cartridge)
+    assert "was made in float32" in caplog.text
+
+
+def test_another_shape_is_refused(embedded, cartridge):
+    with pytest.raises(InputError, match=r"3 layers, 4 kv heads of size 10"):
+        embedded.logits([1, 2], cartridge)
+
+
+def test_a_cut_file_is_refused(cartridge, tmp_path):
+    path = tmp_path / "a.cartridge"
+    cartridge.save(path)
+    data = path.read_bytes()
+    for size in (0, 5, 200, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:size])
+        with pytest.raises(InputError, match="not a whole cartridge file"):
+            Cartridge.load(path)
+
+
+def test_other_files_are_refused(cartridge, tmp_path):
+    path = tmp_path / "a.cartridge"
+    keys = np.ones((1, 2, 3, 4), np.float32)
+    headers = {
+        "not a whole cartridge": None,
+        "num_frozen": {"format_version": 1},
+        "format 9": {"format_version": 9, "num_frozen": 0, "next_position": 2, "provenance": {}},
+    }
+    for words, header in headers.items():
+        metadata = None if header is None else {"cartridge": json.dumps(header)}
+        path.write_bytes(safetensors.numpy.save({"keys": keys, "values": keys}, metadata=metadata))
+        with pytest.raises(InputError, match=words):
+            Cartridge.load(path)
+    with pytest.raises(InputError, match="there is no cartridge file"):
+        Cartridge.load(tmp_path / "none.cartridge")
+
+
+def test_values_that_are_not_finite_are_refused(cartridge, tmp_path):
+    broken = Cartridge(cartridge.keys.at[0, 0].set(jnp.nan), cartridge.values)
+    broken.save(tmp_path / "a.cartridge")
+    with pytest.raises(InputError, match="not finite"):
+        Cartridge.load(tmp_path / "a.cartridge")

@@ -1,0 +1,203 @@
+"""The command line as people use it: the whole path, help, and bad input."""
+
+import json
+
+import pytest
+
+from cartridges_jax import cli
+from cartridges_jax.evaluation.suites import embedded_questions, held_out_document, save_questions
+from tests.conftest import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    document, made = held_out_document("cli", 200)
+    (folder / "text.md").write_text(f"# {document.title}\n\n{document.text}\n")
+    save_questions(folder / "questions.jsonl", embedded_questions(made, "cli", 12))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(corpus, tmp_path_factory):
+    """A data folder and a cartridge made by the command line."""
+    out = tmp_path_factory.mktemp("made")
+    text = corpus / "text.md"
+    assert (
+        cli.main(
+            ["synthesize", f"--corpus={text}", f"--out={out / 'data'}", "--num_conversations=16"]
+        )
+        == 0
+    )
+    options = ["--num_slots=16", "--num_steps=3", "--rows_per_step=2", "--row_length=256"]
+    train = ["train", f"--corpus={text}", f"--data={out / 'data'}", f"--out={out / 'run'}"]
+    assert cli.main([*train, *options]) == 0
+    return out
+
+
+def fails(capsys, argv, *words):
+    """Runs a command that must end with status 2 and one sentence that holds the words."""
+    assert cli.main(argv) == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    last = err[-1]
+    assert last.startswith("error: ") and "Traceback" not in "".join(err)
+    for word in words:
+        assert word in last, last
+
+
+def test_evaluate_writes_results_and_a_report(made, corpus, capsys):
+    argv = [
+        "evaluate", f"--cartridge={made / 'run' / 'run.cartridge'}",
+        f"--corpus={corpus / 'text.md'}",
+        f"--questions={corpus / 'questions.jsonl'}", f"--held_out={made / 'data'}",
+        f"--out={made / 'eval'}", "--throughput_batch=2",
+    ]  # fmt: skip
+    assert cli.main(argv) == 0
+    results = json.loads((made / "eval" / "results.json").read_text())
+    assert set(results["arms"]) == {
+        "no context",
+        "full context",
+        "full KV",
+        "truncated",
+        "cartridge",
+    }
+    assert results["accuracy"]["full KV"]["all"] == results["accuracy"]["full context"]["all"]
+    assert results["arms"]["cartridge"]["kv_bytes"] == 16 * 4096
+    held = {name: arm["held_out"]["kl"] for name, arm in results["arms"].items()}
+    assert held["full context"] < held["cartridge"] < held["no context"]
+    page = (made / "eval" / "report.html").read_text()
+    assert page.count("<svg") == 3 and "Side by side" in page
+    assert "full context" in capsys.readouterr().out
+
+
+def test_info_explains_every_file(made, capsys):
+    for path, words in (
+        (made / "data", ["conversations", "targets", "dropped"]),
+        (made / "run" / "run.cartridge", ["16 (1 frozen)", "embedded", "text.md"]),
+        (made / "run", ["16 (1 frozen)"]),
+        ("embedded", ["parameters", "window"]),
+    ):
+        assert cli.main(["info", str(path)]) == 0
+        out = capsys.readouterr().out
+        assert all(word in out for word in words), out
+    assert cli.main(["info", "--json", str(made / "data")]) == 0
+    assert json.loads(capsys.readouterr().out)["dropped"] >= 0
+
+
+def test_chat_answers_and_remembers(made, embedded, capsys):
+    from cartridges_jax import Cartridge
+    from cartridges_jax.chat import chat
+
+    said: list[str] = []
+    cartridge = Cartridge.load(made / "run" / "run.cartridge")
+    lines = ["Who lives in Oslo?", "", "/new", "When was he born?", "/quit", "never read"]
+    chat(embedded, cartridge, 24, 0.0, lines, said.append)
+    text = "".join(said)
+    assert text.startswith("Ask about text.md") and "(new conversation)" in text
+    [want] = embedded.generate(["Who lives in Oslo?"], cartridge, max_new_tokens=24)
+    assert want.text in text
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_lists_every_flag_with_its_default(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    flags = out.count("\n  --")
+    assert flags and out.count("(default: ") + out.count("(required)") == flags
+
+
+def test_usage_and_version(capsys):
+    assert cli.main(["--help"]) == 0 and "evaluate" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0 and capsys.readouterr().out.strip() == "0.1.0"
+    assert cli.main([]) == 2
+    assert cli.main(["fly"]) == 2
+
+
+# ---- bad input: one sentence, status 2, nothing destroyed
+
+
+def test_a_missing_flag_and_an_unknown_one(capsys):
+    fails(capsys, ["synthesize", "--out=x"], "corpus")
+    fails(capsys, ["demo", "--colour=red"], "colour")
+    fails(capsys, ["demo", "--num_slots=many"], "num_slots")
+    fails(capsys, ["demo", "red"], "'red' is no flag")
+
+
+def test_a_missing_file(capsys, tmp_path):
+    fails(capsys, ["demo", f"--corpus={tmp_path / 'none.txt'}", f"--out={tmp_path}"], "none.txt")
+    fails(capsys, ["info", str(tmp_path / "none")], "there is no file or folder")
+    fails(capsys, ["chat", f"--cartridge={tmp_path / 'a.cartridge'}"], "there is no cartridge file")
+    fails(capsys, ["demo", f"--model={tmp_path / 'm'}"], "there is no model folder")
+
+
+def test_a_binary_file_and_an_empty_folder(capsys, tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"\0\1\2")
+    (tmp_path / "empty").mkdir()
+    out = f"--out={tmp_path / 'out'}"
+    fails(capsys, ["demo", f"--corpus={tmp_path / 'a.bin'}", out], "a.bin", "not UTF-8 text")
+    fails(capsys, ["demo", f"--corpus={tmp_path / 'empty'}", out], "holds no text")
+
+
+def test_a_document_shorter_than_the_prefix(capsys, tmp_path, made, corpus):
+    (tmp_path / "short.txt").write_text("Ada Brown lives in Oslo.")
+    fails(
+        capsys, ["demo", f"--corpus={tmp_path / 'short.txt'}", f"--out={tmp_path / 'out'}"],
+        "fewer than num_slots=32",
+    )  # fmt: skip
+    argv = [
+        "train",
+        f"--corpus={corpus / 'text.md'}",
+        f"--data={made / 'data'}",
+        f"--out={tmp_path}",
+    ]
+    fails(capsys, [*argv, "--num_slots=900"], "fewer than the 900 slots")
+
+
+def test_a_prefix_of_zero(capsys, tmp_path, made, corpus):
+    fails(
+        capsys, ["demo", "--num_slots=0", f"--out={tmp_path}"], "num_slots must be above 0, got 0"
+    )
+    argv = [
+        "train",
+        f"--corpus={corpus / 'text.md'}",
+        f"--data={made / 'data'}",
+        f"--out={tmp_path}",
+    ]
+    fails(capsys, [*argv, "--num_slots=0"], "num_slots must be above 0, got 0")
+
+
+def test_an_output_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    fails(capsys, ["demo", f"--out={tmp_path / 'file' / 'x'}"], "cannot write to the output folder")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_cartridge_of_another_model(capsys, tmp_path, corpus):
+    tiny = make_tiny_model()
+    cartridge = tiny.kv_as_cartridge(range(3, 20))
+    cartridge.save(tmp_path / "a.cartridge")
+    argv = ["chat", f"--cartridge={tmp_path / 'a.cartridge'}"]
+    fails(capsys, argv, "3 layers, 4 kv heads of size 10; the model embedded has 4")
+
+
+def test_a_cut_cartridge_file(capsys, tmp_path, made):
+    data = (made / "run" / "run.cartridge").read_bytes()
+    (tmp_path / "a.cartridge").write_bytes(data[: len(data) // 2])
+    fails(capsys, ["chat", f"--cartridge={tmp_path / 'a.cartridge'}"], "not a whole cartridge file")
+    fails(capsys, ["info", str(tmp_path / "a.cartridge")], "not a whole cartridge file")
+
+
+def test_data_that_is_not_there_or_damaged(capsys, tmp_path, made, corpus):
+    argv = ["train", f"--corpus={corpus / 'text.md'}", f"--out={tmp_path / 'run'}"]
+    fails(capsys, [*argv, f"--data={tmp_path}"], "there are no targets")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for file in (made / "data").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "targets-00000.array_record").write_bytes(b"")
+    fails(capsys, [*argv, f"--data={folder}"], "targets-00000", "damaged")
+
+
+def test_nothing_to_evaluate(capsys, tmp_path, made, corpus):
+    argv = ["evaluate", f"--cartridge={made / 'run' / 'run.cartridge'}", f"--out={tmp_path}"]
+    fails(capsys, [*argv, f"--corpus={corpus / 'text.md'}"], "needs questions with answers")

@@ -1,0 +1,132 @@
+"""kill -9 at random moments: what is rerun finishes, and ends with the same bits."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cartridges_jax import Cartridge
+from cartridges_jax.evaluation.suites import held_out_document
+from cartridges_jax.self_study.synthesize import load_conversations
+from cartridges_jax.shards import ShardSet
+
+KILLS = 5
+SYNTHESIZE = ("--num_conversations=640", "--conversations_per_chunk=8")
+TRAIN = (
+    "--num_slots=16", "--num_steps=60", "--rows_per_step=2", "--row_length=256",
+    "--checkpoint_every=4",
+)  # fmt: skip
+
+
+def start(*argv):
+    # A job of one thread beside another's, as in any other process: results must not depend on it.
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    return subprocess.Popen(
+        [sys.executable, "-m", "cartridges_jax.cli", *argv],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(*argv):
+    process = start(*argv)
+    _, err = process.communicate()
+    assert process.returncode == 0, err.decode()[-2000:]
+
+
+def kill_and_finish(argv, done, total, rng):
+    """Starts the command again and again; kills it after random amounts of new work.
+
+    Args:
+      argv: the command.
+      done: tells how many units are finished on disk.
+      total: units of a whole run.
+      rng: draws the moments.
+
+    Returns:
+      How many kills hit a running stage.
+    """
+    kills = 0
+    for i in range(KILLS):
+        process = start(*argv)
+        goal = done() + rng.uniform(0.2, 1.0) * (total - done()) / (KILLS - i + 1)
+        while process.poll() is None and done() < goal:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.05))  # not always right after a rename
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+    finish(*argv)
+    return kills
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("kill") / "text.md"
+    document, _ = held_out_document("kill", 250)
+    path.write_text(f"# {document.title}\n\n{document.text}\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(corpus):
+    """Data of an uninterrupted run: conversations, targets and a trained cartridge."""
+    folder = corpus.parent / "whole"
+    finish("synthesize", f"--corpus={corpus}", f"--out={folder}", *SYNTHESIZE)
+    finish("train", f"--corpus={corpus}", f"--data={folder}", f"--out={folder / 'run'}", *TRAIN)
+    return folder
+
+
+def copy_shards(source, target, name):
+    target.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.name.startswith(name):
+            (target / file.name).write_bytes(file.read_bytes())
+
+
+def shards_on_disk(folder, name):
+    return lambda: len(list(folder.glob(f"{name}-*.array_record"))) if folder.exists() else 0
+
+
+def test_synthesis(corpus, whole, tmp_path):
+    argv = ("synthesize", f"--corpus={corpus}", f"--out={tmp_path}", *SYNTHESIZE)
+    want = ShardSet.read(whole, "conversations")
+    count = shards_on_disk(tmp_path, "conversations")
+    assert kill_and_finish(argv, count, len(want.shards), random.Random(0)) == KILLS
+    got = ShardSet.read(tmp_path, "conversations")
+    ids = [c.id for index in sorted(got.shards) for c in load_conversations(got, index)]
+    assert len(ids) == len(set(ids)) == want.num_records
+    assert got.fingerprint == want.fingerprint
+
+
+def test_scoring(corpus, whole, tmp_path):
+    data = tmp_path / "data"
+    copy_shards(whole, data, "conversations")
+    argv = ("train", f"--corpus={corpus}", f"--data={data}", f"--out={tmp_path / 'run'}", *TRAIN)
+    want = ShardSet.read(whole, "targets")
+    count = shards_on_disk(data, "targets")
+    assert kill_and_finish(argv, count, len(want.shards), random.Random(1)) == KILLS
+    assert ShardSet.read(data, "targets").fingerprint == want.fingerprint
+
+
+def test_training(corpus, whole, tmp_path):
+    argv = ("train", f"--corpus={corpus}", f"--data={whole}", f"--out={tmp_path}", *TRAIN)
+    checkpoints = tmp_path / "checkpoints"
+
+    def steps():
+        names = [p.name for p in checkpoints.iterdir()] if checkpoints.exists() else []
+        return max((int(name) for name in names if name.isdigit()), default=0)
+
+    assert kill_and_finish(argv, steps, 60, random.Random(2)) == KILLS
+    got = Cartridge.load(tmp_path / f"{tmp_path.name}.cartridge")
+    want = Cartridge.load(whole / "run" / "run.cartridge")
+    np.testing.assert_array_equal(got.keys, want.keys)
+    np.testing.assert_array_equal(got.values, want.values)
+    assert got.provenance == want.provenance

@@ -10,12 +10,15 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from cartridges_jax.config import define_flags, from_flags
 from cartridges_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from cartridges_jax.language_model import LanguageModel
 
 _MODEL_HELP = "Model: a Hugging Face folder, or 'embedded' for the small one in the package."
 
@@ -29,6 +32,23 @@ class Command:
     run: Callable[[flags.FlagValues], None]
 
 
+def _define_model(values: flags.FlagValues) -> None:
+    _string(values, "model", "embedded", _MODEL_HELP)
+    flags.DEFINE_integer(
+        "mesh_data", 1, "Devices that share the rows of a batch.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "mesh_model", 1, "Devices that share one copy of the weights.", flag_values=values
+    )
+
+
+def _load_model(values: flags.FlagValues) -> "LanguageModel":
+    from cartridges_jax.language_model import load_model
+    from cartridges_jax.sharding import make_mesh
+
+    return load_model(values.model, mesh=make_mesh(values.mesh_data, values.mesh_model))
+
+
 def _string(values: flags.FlagValues, name: str, default: str | None, text: str) -> None:
     flags.DEFINE_string(name, default, text, flag_values=values, required=default is None)
 
@@ -36,22 +56,21 @@ def _string(values: flags.FlagValues, name: str, default: str | None, text: str)
 def _define_demo(values: flags.FlagValues) -> None:
     from cartridges_jax.demo import DemoConfig
 
-    _string(values, "model", "embedded", _MODEL_HELP)
+    _define_model(values)
     _string(values, "out", "demo", "Folder for everything that is made.")
     define_flags(DemoConfig, values)
 
 
 def _demo(values: flags.FlagValues) -> None:
     from cartridges_jax.demo import DemoConfig, run_demo
-    from cartridges_jax.language_model import load_model
 
-    run_demo(load_model(values.model), values.out, from_flags(DemoConfig, values))
+    run_demo(_load_model(values), values.out, from_flags(DemoConfig, values))
 
 
 def _define_synthesize(values: flags.FlagValues) -> None:
     from cartridges_jax.self_study.synthesize import SynthesisConfig
 
-    _string(values, "model", "embedded", _MODEL_HELP)
+    _define_model(values)
     _string(values, "corpus", None, "Text file or folder to study.")
     _string(values, "out", None, "Folder of the conversations.")
     define_flags(SynthesisConfig, values)
@@ -59,12 +78,11 @@ def _define_synthesize(values: flags.FlagValues) -> None:
 
 def _synthesize(values: flags.FlagValues) -> None:
     from cartridges_jax.corpus import load_documents
-    from cartridges_jax.language_model import load_model
     from cartridges_jax.self_study.synthesize import SynthesisConfig, synthesize
 
     documents = load_documents(values.corpus)
     config = from_flags(SynthesisConfig, values)
-    shards = synthesize(load_model(values.model), documents, values.out, config)
+    shards = synthesize(_load_model(values), documents, values.out, config)
     print(
         f"{shards.num_records} conversations about {len(documents)} documents in {values.out} "
         f"({shards.total('dropped')} did not end within their tokens and were dropped)\n"
@@ -76,7 +94,7 @@ def _synthesize(values: flags.FlagValues) -> None:
 def _define_train(values: flags.FlagValues) -> None:
     from cartridges_jax.distillation.train import TrainConfig
 
-    _string(values, "model", "embedded", _MODEL_HELP)
+    _define_model(values)
     _string(values, "corpus", None, "The text that was studied: for the first values of the slots.")
     _string(values, "data", None, "Folder of conversations; their targets are scored if missing.")
     _string(values, "out", None, "Folder of checkpoints, metrics and NAME.cartridge.")
@@ -86,11 +104,10 @@ def _define_train(values: flags.FlagValues) -> None:
 def _train(values: flags.FlagValues) -> None:
     from cartridges_jax.corpus import load_documents
     from cartridges_jax.distillation.train import TrainConfig, cartridge_path, train
-    from cartridges_jax.language_model import load_model
 
     documents = load_documents(values.corpus)
     config = from_flags(TrainConfig, values)
-    cartridge = train(load_model(values.model), documents, values.data, values.out, config)
+    cartridge = train(_load_model(values), documents, values.data, values.out, config)
     data = cartridge.provenance["data"]
     print(
         f"trained {cartridge.num_slots} slots on {data['conversations']} conversations "
@@ -102,7 +119,7 @@ def _train(values: flags.FlagValues) -> None:
 def _define_evaluate(values: flags.FlagValues) -> None:
     from cartridges_jax.evaluation.evaluate import EvaluateConfig
 
-    _string(values, "model", "embedded", _MODEL_HELP)
+    _define_model(values)
     _string(values, "cartridge", None, "The .cartridge file to evaluate.")
     _string(values, "corpus", None, "The text it was made of: for the controls.")
     _string(values, "questions", "", "JSON Lines of {question, answers}; may be left out if ...")
@@ -120,12 +137,11 @@ def _evaluate(values: flags.FlagValues) -> None:
     from cartridges_jax.evaluation.evaluate import EvaluateConfig, evaluate
     from cartridges_jax.evaluation.report import summary_table
     from cartridges_jax.evaluation.suites import load_questions
-    from cartridges_jax.language_model import load_model
 
     cartridge = Cartridge.load(values.cartridge)
     documents = load_documents(values.corpus)
     questions = load_questions(values.questions) if values.questions else []
-    model = load_model(values.model)
+    model = _load_model(values)
     if values.held_out:
         score_targets(model, values.held_out)
     results = evaluate(
@@ -137,7 +153,7 @@ def _evaluate(values: flags.FlagValues) -> None:
 
 
 def _define_chat(values: flags.FlagValues) -> None:
-    _string(values, "model", "embedded", _MODEL_HELP)
+    _define_model(values)
     _string(values, "cartridge", None, "The .cartridge file to ask.")
     flags.DEFINE_integer("max_tokens", 128, "Longest answer, tokens.", flag_values=values)
     flags.DEFINE_float("temperature", 0.0, "Of sampling; 0 is greedy.", flag_values=values)
@@ -146,10 +162,9 @@ def _define_chat(values: flags.FlagValues) -> None:
 def _chat(values: flags.FlagValues) -> None:
     from cartridges_jax.cartridge import Cartridge
     from cartridges_jax.chat import chat
-    from cartridges_jax.language_model import load_model
 
     cartridge = Cartridge.load(values.cartridge)
-    chat(load_model(values.model), cartridge, values.max_tokens, values.temperature)
+    chat(_load_model(values), cartridge, values.max_tokens, values.temperature)
 
 
 def _define_info(values: flags.FlagValues) -> None:

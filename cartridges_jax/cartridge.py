@@ -99,6 +99,16 @@ class Cartridge(nnx.Module):
             jnp.asarray(self.next_position, jnp.int32),
         )
 
+    def with_provenance(self, dtype, provenance: dict[str, Any]) -> "Cartridge":
+        """The same slots in `dtype`, with the story of how they were made."""
+        return Cartridge(
+            self.keys.astype(dtype),
+            self.values.astype(dtype),
+            num_frozen=self.num_frozen,
+            next_position=self.next_position,
+            provenance=provenance,
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a `.cartridge` file; see `cartridge_file.save`."""
         from cartridges_jax import cartridge_file  # the file format knows the class, not vice versa

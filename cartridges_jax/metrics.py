@@ -31,7 +31,7 @@ def progress(total: int, description: str, unit: str, initial: int = 0) -> "tqdm
 
 
 class MetricsLog:
-    """Appends one JSON object per step to `folder/metrics.jsonl`."""
+    """Appends one JSON object per step to `folder/metrics.jsonl`; use as a context manager."""
 
     def __init__(self, folder: epath.PathLike, resume_step: int = 0):
         """Opens the log, dropping what was written after `resume_step`."""
@@ -53,7 +53,10 @@ class MetricsLog:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         if self._events is not None:
             self._events.close()

@@ -36,12 +36,13 @@ class ShardSet:
     shards: dict[int, dict[str, Any]]
 
     @classmethod
-    def open(cls, folder: epath.Path, name: str, inputs: dict[str, Any]) -> "ShardSet":
+    def open(cls, folder: epath.PathLike, name: str, inputs: dict[str, Any]) -> "ShardSet":
         """Opens a set for writing: an empty one, or one that was begun with the same inputs.
 
         Raises:
           InputError: if the folder holds a set made from other inputs.
         """
+        folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         inputs = json.loads(json.dumps(inputs))
         if not cls._manifest(folder, name).exists():
@@ -58,12 +59,13 @@ class ShardSet:
         return existing
 
     @classmethod
-    def read(cls, folder: epath.Path, name: str) -> "ShardSet":
+    def read(cls, folder: epath.PathLike, name: str) -> "ShardSet":
         """Opens a set for reading.
 
         Raises:
           InputError: if there is no manifest or it is damaged.
         """
+        folder = epath.Path(folder)
         path = cls._manifest(folder, name)
         if not path.exists():
             raise InputError(f"there are no {name} in {folder} (no {path.name})")

@@ -159,25 +159,24 @@ def main(_) -> None:
             hf.export_folder(out / "model", model, tokenizer, template.source)
             print(f"step {step} of {total} written to {out / 'model'}")
             return
-        log = MetricsLog(out, step)
-        bar = progress(total, "pretrain", "step", step)
-        started = time.perf_counter()
-        for batch in batches(_SEED.value, template, step):
-            batch = {k: place(mesh, v, TOKENS_BT) for k, v in batch.items()}
-            model, opt_state, loss, answer_loss = train_step(model, opt_state, batch)
-            step += 1
-            bar.update()
-            if step % 20 == 0:
-                rate = 20 * TOKENS_PER_STEP / (time.perf_counter() - started)
-                started = time.perf_counter()
-                log.write(step, loss=float(loss), answer_loss=float(answer_loss), tokens_per_s=rate)
-                bar.set_postfix(
-                    loss=f"{loss:.3f}", answer=f"{answer_loss:.3f}", tok_s=f"{rate:.0f}"
-                )
-            if step % CHECKPOINT_EVERY == 0 or step == total:
-                checkpoints.save(step, (nnx.state(model), opt_state), {})
-        bar.close()
-        log.close()
+        with MetricsLog(out, step) as log, progress(total, "pretrain", "step", step) as bar:
+            started = time.perf_counter()
+            for batch in batches(_SEED.value, template, step):
+                batch = {k: place(mesh, v, TOKENS_BT) for k, v in batch.items()}
+                model, opt_state, loss, answer_loss = train_step(model, opt_state, batch)
+                step += 1
+                bar.update()
+                if step % 20 == 0:
+                    rate = 20 * TOKENS_PER_STEP / (time.perf_counter() - started)
+                    started = time.perf_counter()
+                    log.write(
+                        step, loss=float(loss), answer_loss=float(answer_loss), tokens_per_s=rate
+                    )
+                    bar.set_postfix(
+                        loss=f"{loss:.3f}", answer=f"{answer_loss:.3f}", tok_s=f"{rate:.0f}"
+                    )
+                if step % CHECKPOINT_EVERY == 0 or step == total:
+                    checkpoints.save(step, (nnx.state(model), opt_state), {})
         hf.export_folder(out / "model", model, tokenizer, template.source)
         print(f"The model is in {out / 'model'}: copy it to cartridges_jax/embedded/model.")
 

@@ -45,11 +45,9 @@ def layer(module: str) -> int:
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_one_way(path):
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    if module == "cartridge":  # save and load are offered as methods
-        allowed = {"cartridge_file", "cartridge_file.cartridge_file"}
-    else:
-        allowed = set()
-    for target in imports(path) - FREE - allowed:
+    # A cartridge offers save and load as methods.
+    allowed = {"cartridge_file"} if module == "cartridge" else set()
+    for target in imports(path) - FREE - allowed - {"__version__"}:
         assert layer(target) <= layer(module), f"{module} imports {target}"
 
 

@@ -7,9 +7,10 @@ tokens at the edges of a document are drawn as often as those in its middle.
 import dataclasses
 import random
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Tokens(Protocol):
     """The part of a tokenizer that a chunker needs."""
 

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -53,6 +54,17 @@ def _read_text(path: epath.Path) -> str | None:
         return None
 
 
+def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
+    """Yields the files of a folder and its folders by name; hidden ones are left out."""
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith(".") or entry.name in SKIPPED_FOLDERS:
+            continue
+        if entry.is_dir():
+            yield from _files_below(entry)
+        else:
+            yield entry
+
+
 def load_documents(path: str | os.PathLike[str]) -> list[Document]:
     """Loads the documents of a file or folder, folders in sorted order.
 
@@ -71,15 +83,13 @@ def load_documents(path: str | os.PathLike[str]) -> list[Document]:
             raise InputError(f"{path} is empty; a corpus needs some text")
         return [parse_document(root.name, text)]
     documents, skipped = [], []
-    for file in sorted(p for p in root.rglob("*") if p.is_file()):
-        parts = file.relative_to(root).parts
-        if any(part.startswith(".") or part in SKIPPED_FOLDERS for part in parts):
-            continue
+    for file in _files_below(root):
+        name = "/".join(file.relative_to(root).parts)
         text = _read_text(file)
         if text is None:
-            skipped.append("/".join(parts))
+            skipped.append(name)
         elif text.strip():
-            documents.append(parse_document("/".join(parts), text))
+            documents.append(parse_document(name, text))
     if skipped:
         _log.warning("left out %d files that are not text, such as %s", len(skipped), skipped[0])
     if not documents:

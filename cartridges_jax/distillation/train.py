@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from cartridges_jax import files, initializers
 from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
@@ -104,7 +105,7 @@ def prefix_loss(prefix: Prefix, base: Transformer, batch: dict[str, jax.Array]) 
 
 
 def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Any:
-    """Returns the jitted step: trainable, opt_state, frozen, base, batch to new state and sums."""
+    """Returns the jitted step: trainable, opt_state, frozen, base, batch to new state and means."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def train_step(trainable, opt_state, frozen, base, batch):
@@ -112,12 +113,16 @@ def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation) -> A
             cartridge = nnx.merge(graphdef, trainable, frozen)
             prefix = cartridge.prefix(base.embedding[...].dtype)  # the cast is differentiated
             sums = prefix_loss(prefix, base, batch)
-            return sums.loss / jnp.maximum(sums.count, 1.0), sums
+            return sums.loss / sums.count, sums  # packed rows always hold targets
 
         grads, sums = jax.grad(mean_loss, has_aux=True)(trainable)
         updates, opt_state = optimizer.update(grads, opt_state, trainable)
-        norm = optax.global_norm(grads)
-        return optax.apply_updates(trainable, updates), opt_state, sums, norm
+        means = {
+            "loss": sums.loss / sums.count,
+            "kl": sums.kl / sums.count,
+            "grad_norm": optax.tree.norm(grads),
+        }
+        return optax.apply_updates(trainable, updates), opt_state, means
 
     return train_step
 
@@ -168,18 +173,7 @@ def train(
       InputError: on settings or data that cannot work, or a folder begun with others.
     """
     config = config or TrainConfig()
-    require_positive(
-        config, "num_slots", "num_steps", "rows_per_step", "row_length", "learning_rate",
-        "max_grad_norm", "checkpoint_every",
-    )  # fmt: skip
-    if not 0 <= config.num_frozen < config.num_slots:
-        raise InputError(
-            f"num_frozen is {config.num_frozen}; it must leave some of the {config.num_slots} "
-            "slots to train"
-        )
-    rows = model.mesh.shape[DATA]
-    if config.rows_per_step % rows:
-        raise InputError(f"rows_per_step {config.rows_per_step} is no multiple of {rows} devices")
+    _check(config, model)
     folder = files.output_folder(out)
     shards = _open_targets(model, data)
     packed = packed_data(shards, config.row_shape(), config.rows_per_step, config.seed)
@@ -195,55 +189,55 @@ def train(
         cartridge = initialize_cartridge(model, documents, config)
         graphdef, trainable, frozen = nnx.split(cartridge, TrainableSlot, FrozenSlot)
         opt_state = optimizer.init(trainable)
-        train_step = make_train_step(graphdef, optimizer)
+    train_step = make_train_step(graphdef, optimizer)
     iterator = iter(packed.batches)
+    step, best = 0, {"step": 0, "score": None}
+    best_slots = jax.tree.map(jnp.copy, trainable)
 
-    # ---- resume
     with TrainingCheckpoints(folder / "checkpoints", inputs) as checkpoints:
-        step, best = 0, {"step": 0, "score": None}
-        best_slots = jax.tree.map(jnp.copy, trainable)
+        # ---- resume
         restored = checkpoints.restore((trainable, opt_state, best_slots))
         if restored is not None:
-            step, (trainable, opt_state, best_slots), progress_made = restored
-            best = progress_made["best"]
-            iterator.set_state(progress_made["data"])
-        log = MetricsLog(folder, step)
-        bar = progress(config.num_steps, "train", "step", step)
+            step, (trainable, opt_state, best_slots), made = restored
+            best = made["best"]
+            iterator.set_state(made["data"])
 
         # ---- loop
-        while step < config.num_steps:
-            started = time.perf_counter()
-            host_batch = next(iterator)
-            with jax.set_mesh(model.mesh):
-                batch = {k: place(model.mesh, v, _rows_spec(v)) for k, v in host_batch.items()}
-                trainable, opt_state, sums, norm = train_step(
-                    trainable, opt_state, frozen, model.transformer, batch
-                )
-                loss, kl, count = (float(x) for x in sums)
-            step += 1
-            if not np.isfinite(loss):
-                raise InputError(
-                    f"the loss is {loss} at step {step}; lower learning_rate={config.learning_rate}"
-                )
-            rate = host_batch["token_ids"].size / (time.perf_counter() - started)
-            values = {"loss": loss / count, "kl": kl / count, "grad_norm": float(norm)}
-            saving = step % config.checkpoint_every == 0 or step == config.num_steps
-            if saving and validate is not None:
-                values["score"] = validate(nnx.merge(graphdef, trainable, frozen))
-            if saving and (best["score"] is None or values.get("score", 0.0) >= best["score"]):
-                best = {"step": step, "score": values.get("score")}
-                best_slots = jax.tree.map(jnp.copy, trainable)
-            log.write(step, **values, tokens_per_s=rate)
-            bar.update()
-            bar.set_postfix(loss=f"{loss / count:.3f}", kl=f"{kl / count:.3f}", tok_s=f"{rate:.0f}")
-            if saving:
-                made = {"best": best, "data": iterator.get_state()}
-                checkpoints.save(step, (trainable, opt_state, best_slots), made)
-        bar.close()
-        log.close()
+        with (
+            MetricsLog(folder, step) as log,
+            progress(config.num_steps, "train", "step", step) as bar,
+        ):
+            while step < config.num_steps:
+                started = time.perf_counter()
+                batch = next(iterator)
+                with jax.set_mesh(model.mesh):
+                    placed = {k: place(model.mesh, v, P(DATA)) for k, v in batch.items()}
+                    trainable, opt_state, means = train_step(
+                        trainable, opt_state, frozen, model.transformer, placed
+                    )
+                    values = {name: float(value) for name, value in means.items()}
+                step += 1
+                if not np.isfinite(values["loss"]):
+                    raise InputError(
+                        f"the loss is {values['loss']} at step {step}; lower learning_rate, which "
+                        f"is {config.learning_rate}"
+                    )
+                values["tokens_per_s"] = batch["token_ids"].size / (time.perf_counter() - started)
+                saving = step % config.checkpoint_every == 0 or step == config.num_steps
+                if saving:
+                    if validate is not None:
+                        values["score"] = validate(nnx.merge(graphdef, trainable, frozen))
+                    if best["score"] is None or values["score"] >= best["score"]:
+                        best = {"step": step, "score": values.get("score")}
+                        best_slots = jax.tree.map(jnp.copy, trainable)
+                log.write(step, **values)
+                bar.update()
+                bar.set_postfix(kl=f"{values['kl']:.3f}", tok_s=f"{values['tokens_per_s']:.0f}")
+                if saving:
+                    made = {"best": best, "data": iterator.get_state()}
+                    checkpoints.save(step, (trainable, opt_state, best_slots), made)
 
     # ---- hand on
-    trained = nnx.merge(graphdef, best_slots, frozen)
     provenance = {
         "model": model.identity,
         "corpus": inputs["corpus"],
@@ -257,25 +251,31 @@ def train(
         "best": best,
         "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
-    trained = Cartridge(
-        trained.keys.astype(model.dtype),
-        trained.values.astype(model.dtype),
-        num_frozen=config.num_frozen,
-        next_position=trained.next_position,
-        provenance=provenance,
-    )
+    trained = nnx.merge(graphdef, best_slots, frozen).with_provenance(model.dtype, provenance)
     trained.save(cartridge_path(folder))
     return trained
+
+
+def _check(config: TrainConfig, model: LanguageModel) -> None:
+    """Raises `InputError` for settings that cannot work."""
+    require_positive(
+        config, "num_slots", "num_steps", "rows_per_step", "row_length", "learning_rate",
+        "max_grad_norm", "checkpoint_every",
+    )  # fmt: skip
+    if not 0 <= config.num_frozen < config.num_slots:
+        raise InputError(
+            f"num_frozen is {config.num_frozen}; it must leave some of the {config.num_slots} "
+            "slots to train"
+        )
+    rows = model.mesh.shape[DATA]
+    if config.rows_per_step % rows:
+        raise InputError(f"rows_per_step {config.rows_per_step} is no multiple of {rows} devices")
 
 
 def cartridge_path(folder: str | os.PathLike[str]) -> Any:
     """Where `train` puts the cartridge: the folder's own name with the ending .cartridge."""
     folder = files.output_folder(folder)
     return folder / f"{folder.resolve().name}.cartridge"
-
-
-def _rows_spec(array: np.ndarray) -> jax.sharding.PartitionSpec:
-    return jax.sharding.PartitionSpec(DATA, *[None] * (array.ndim - 1))
 
 
 def _open_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSet:

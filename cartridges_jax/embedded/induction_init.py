@@ -32,7 +32,7 @@ def induction_initialize(config: ModelConfig, seed: int) -> Transformer:
         raise ValueError(f"needs L >= 2, N = K >= 4, D >= 4 H; got {config}")
     model = initialize(config, seed)
     rng = np.random.default_rng(seed)
-    weights = jax.tree.map(np.array, nnx.pure(nnx.state(model)))
+    weights = jax.tree.map(np.array, nnx.as_pure(nnx.state(model)))
     blocks = weights["blocks"]
     for name in ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down"):
         blocks[name] *= 0.5 * D**-0.5 / blocks[name].std()
@@ -85,7 +85,7 @@ def induction_initialize(config: ModelConfig, seed: int) -> Transformer:
     state = nnx.state(model)
     placed = jax.tree.map(
         lambda old, new: jax.device_put(jnp.asarray(new, old.dtype), old.sharding),
-        nnx.pure(state),
+        nnx.as_pure(state),
         weights,
     )
     return nnx.merge(nnx.graphdef(model), placed)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 Z95 = 1.959963984540054
 BOOTSTRAP_SAMPLES = 10_000
@@ -73,8 +74,8 @@ def wilson(right: int, n: int) -> Share:
     return Share(p, low, 1.0 if right == n else middle + half, n)
 
 
-def paired_difference(a: Sequence[bool], b: Sequence[bool], seed: int = 0) -> Share:
-    """Mean of a - b over the same questions with a bootstrapped 95 % interval."""
+def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, seed: int = 0) -> Share:
+    """Mean of a - b (marks [n] of the same questions) with a bootstrapped 95 % interval."""
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     n = len(difference)
     if n == 0:

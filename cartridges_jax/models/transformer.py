@@ -257,6 +257,6 @@ def initialize(config: ModelConfig, seed: int, dtype=jnp.float32) -> Transformer
     @jax.jit
     def init():
         state = nnx.state(Transformer(config, rngs=nnx.Rngs(seed), dtype=dtype))
-        return jax.tree.map(jax.sharding.reshard, nnx.pure(state), nnx.pure(specs))
+        return jax.tree.map(jax.sharding.reshard, nnx.as_pure(state), nnx.as_pure(specs))
 
     return nnx.merge(graphdef, init())

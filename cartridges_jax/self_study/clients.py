@@ -4,13 +4,14 @@
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from cartridges_jax.corpus import Chunk
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.chat_template import Message
 
 
+@runtime_checkable
 class ChunkReader(Protocol):
     """One chunk in a model's context."""
 
@@ -26,6 +27,7 @@ class ChunkReader(Protocol):
         ...
 
 
+@runtime_checkable
 class Client(Protocol):
     """A model that can read chunks."""
 

@@ -47,17 +47,17 @@ def write_shards(folder, records):
 
 
 def sums_and_gradient(model, cartridge, batch):
+    prefix = model.as_prefix(cartridge)
+
     def total(keys, values):
-        prefix = model.as_prefix(cartridge)
-        prefix = prefix._replace(kv=type(prefix.kv)(keys, values))
-        sums = prefix_loss(prefix, model.transformer, placed)
+        kv = type(prefix.kv)(keys, values)
+        sums = prefix_loss(prefix._replace(kv=kv), model.transformer, placed)
         return sums.loss, sums
 
     with jax.set_mesh(model.mesh):
         placed = {k: place(model.mesh, v, P(DATA)) for k, v in batch.items()}
-        kv = model.as_prefix(cartridge).kv
         grad = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
-        (_, sums), grads = grad(kv.k, kv.v)
+        (_, sums), grads = grad(*prefix.kv)
     return [float(x) for x in sums], [np.asarray(g) for g in grads]
 
 
@@ -93,6 +93,24 @@ def test_loss_equals_its_definition(rng, mesh):
     np.testing.assert_allclose([float(x) for x in got], [loss, kl, weight.sum()], rtol=2e-5)
 
 
+def alone_in_a_row(row, T=32):
+    """The batch arrays of one conversation in a row of its own."""
+
+    def pad(x):
+        return np.concatenate([x, np.zeros((T - len(x), *x.shape[1:]), x.dtype)])
+
+    n, m = len(row["token_ids"]), len(row["target_index"])
+    return {
+        "token_ids": pad(row["token_ids"]),
+        "positions": np.arange(T, dtype=np.int32),
+        "segment_start": np.where(np.arange(T) < n, 0, n).astype(np.int32),
+        "target_index": pad(row["target_index"]),
+        "top_ids": pad(row["top_ids"]),
+        "top_logprobs": pad(row["top_logprobs"]),
+        "target_weight": (np.arange(T) < m).astype(np.float32),
+    }
+
+
 def test_packed_rows_equal_unpacked_ones(tiny, rng, tmp_path):
     """Same loss, same count and same gradient of the cartridge, one conversation a row or many."""
     records = [
@@ -103,37 +121,15 @@ def test_packed_rows_equal_unpacked_ones(tiny, rng, tmp_path):
     cartridge = tiny.kv_as_cartridge(np.arange(3, 15))
     shards = write_shards(tmp_path, records)
 
-    def epoch(shape):
-        """Rows until every conversation came once; `repeat` makes the data endless."""
-        rows, seen = [], 0
-        for batch in packed_data(shards, shape, 1, seed=0).batches:
-            row = {k: v[0] for k, v in batch.items()}
-            rows.append(row)
-            seen += len(set(row["segment_start"][row["token_ids"] > 0]))
-            if seen >= len(records):
-                assert seen == len(records)  # the pack of the epoch ends with it
-                return rows
-
-    # All 24 fit into 8 open rows of 128, so one packed batch is one epoch.
-    packed = epoch(RowShape(128, 96))
+    batch = next(iter(packed_data(shards, RowShape(128, 96), 4, seed=0).batches))
+    by_tokens = {tuple(r["token_ids"]): r for r in map(targets_file.decode_record, records)}
     alone = []
-    for record in records:
-        row = targets_file.decode_record(record)
-        n, m = len(row["token_ids"]), len(row["target_index"])
-        pad = lambda x, size: np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), x.dtype)])  # noqa: E731
-        alone.append(
-            {
-                "token_ids": pad(row["token_ids"], 32),
-                "positions": np.arange(32, dtype=np.int32),
-                "segment_start": np.where(np.arange(32) < n, 0, n).astype(np.int32),
-                "target_index": pad(row["target_index"], 32),
-                "top_ids": pad(row["top_ids"], 32),
-                "top_logprobs": pad(row["top_logprobs"], 32),
-                "target_weight": (np.arange(32) < m).astype(np.float32),
-            }
-        )
+    for tokens, start in zip(batch["token_ids"], batch["segment_start"], strict=True):
+        segments = [tokens[start == s] for s in sorted(set(start))]
+        alone += [alone_in_a_row(by_tokens[tuple(s)]) for s in segments if s.any()]
+    assert len(alone) > 2 * 4  # several conversations a row
     want, want_grads = sums_and_gradient(tiny, cartridge, batch_of(alone))
-    got, got_grads = sums_and_gradient(tiny, cartridge, batch_of(packed))
+    got, got_grads = sums_and_gradient(tiny, cartridge, batch)
     np.testing.assert_allclose(got, want, rtol=1e-5)
     for a, b in zip(got_grads, want_grads, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())

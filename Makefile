@@ -34,5 +34,5 @@ clean:
 	touch $@
 
 .venv/installed-test: .venv/made setup.py constraints.txt
-	$(PIP) -e '.[metrics,parity,test,dev]'
+	$(PIP) -e '.[metrics,parity,tpu,test,dev]'
 	touch $@ .venv/installed-demo

@@ -113,7 +113,7 @@ def training_plot(runs: Mapping[str, Sequence[dict[str, Any]]]) -> str:
             axes.plot([r["step"] for r in rows], [r["kl"] for r in rows], label=name, lw=1)
         axes.set_xlabel("step")
         axes.set_ylabel("KL to the teacher, nats a token")
-        axes.set_yscale("log")
+        axes.set_ylim(bottom=0)
         axes.legend(fontsize=8)
 
     return _svg(draw)

@@ -50,7 +50,7 @@ class DemoConfig:
     corpus: str = setting("", "Text file or folder; empty for a document of the package.")
     num_slots: int = setting(32, "Slots of the cartridge that the table is about.")
     num_conversations: int = setting(1536, "Conversations of self-study.")
-    num_steps: int = setting(300, "Optimizer steps for each size.")
+    num_steps: int = setting(400, "Optimizer steps for each size.")
     sizes: Literal["three", "one"] = setting(
         "three", "three: also half and double of num_slots, for the plot over sizes."
     )

@@ -126,6 +126,9 @@ def _define_evaluate(values: flags.FlagValues) -> None:
     _string(
         values, "held_out", "", "... a folder of conversations that training did not see is given."
     )
+    _string(
+        values, "data", "", "Training conversations: held-out ones that ask the same are left out."
+    )
     _string(values, "out", None, "Folder of results.json and report.html.")
     define_flags(EvaluateConfig, values)
 
@@ -146,7 +149,7 @@ def _evaluate(values: flags.FlagValues) -> None:
         score_targets(model, values.held_out)
     results = evaluate(
         model, cartridge, documents, values.out, questions, values.held_out or None,
-        from_flags(EvaluateConfig, values),
+        from_flags(EvaluateConfig, values), values.data or None,
     )  # fmt: skip
     print(summary_table(results))
     print(f"report: {os.path.join(values.out, 'report.html')}")

@@ -7,6 +7,7 @@ in-context reading instead of accuracy. Every stage is resumable, so the whole i
 
 import dataclasses
 import os
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -80,7 +81,7 @@ def run_demo(
     score_targets(model, folder / "data")
     held_out = None
     if not test:
-        unseen = dataclasses.replace(study, num_conversations=64, seed=study.seed + 1)
+        unseen = dataclasses.replace(study, num_conversations=128, seed=study.seed + 1)
         synthesize(model, documents, folder / "held_out", unseen)
         score_targets(model, folder / "held_out")
         held_out = folder / "held_out"
@@ -103,7 +104,14 @@ def run_demo(
         )
         speed = 16 if size == config.num_slots else 0
         by_size[size] = evaluate(
-            model, cartridge, documents, run, test, held_out, EvaluateConfig(throughput_batch=speed)
+            model,
+            cartridge,
+            documents,
+            run,
+            test,
+            held_out,
+            EvaluateConfig(throughput_batch=speed),
+            trained_on=folder / "data",
         )
         curves[f"{size} slots"] = read_metrics(run / "metrics.jsonl")
 
@@ -166,7 +174,8 @@ def _side_by_side(results: dict[str, Any], count: int = 4) -> str:
     for row in rows[:count]:
         lines.append(f"\nQ: {row['question']}")
         for arm in (FULL_CONTEXT, CARTRIDGE):
-            lines.append(f"   {arm:<13} {' / '.join(row['given'][arm]['text'].splitlines())}")
+            text = " / ".join(row["given"][arm]["text"].splitlines())
+            lines.append(f"   {arm:<13} {textwrap.shorten(text, 100, placeholder=' ...')}")
     return "\n".join(lines) + "\n"
 
 

@@ -73,7 +73,10 @@ def test_a_training_step_of_a_1b_model_fits_16_chips(mesh):
             "top_ids": ((ROWS, M, J), jnp.int32),
             "top_logprobs": ((ROWS, M, J), jnp.float32),
         }
-        rows = {k: jax.ShapeDtypeStruct(*v, sharding=NamedSharding(mesh, P(DATA))) for k, v in batch.items()}
+        rows = {
+            k: jax.ShapeDtypeStruct(*v, sharding=NamedSharding(mesh, P(DATA)))
+            for k, v in batch.items()
+        }
         place = lambda x: jax.ShapeDtypeStruct(  # noqa: E731
             x.shape, x.dtype, sharding=NamedSharding(mesh, heads if x.ndim == 4 else P())
         )
@@ -93,7 +96,9 @@ def test_a_decode_step_of_a_1b_model_compiles(mesh):
         base = abstract(mesh, abstract_transformer(LLAMA_1B, jnp.bfloat16))
         heads = head_axis(8)
         shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
-        cache = abstract(mesh, KV(*[shape((16, rows, length, 8, 64))] * 2), P(None, DATA, None, heads))
+        cache = abstract(
+            mesh, KV(*[shape((16, rows, length, 8, 64))] * 2), P(None, DATA, None, heads)
+        )
         slots = abstract(mesh, KV(*[shape((16, SLOTS, 8, 64))] * 2), P(None, None, heads))
         scalar = abstract(mesh, jax.ShapeDtypeStruct((), jnp.int32), P())
         column = abstract(mesh, jax.ShapeDtypeStruct((rows, 1), jnp.int32), P(DATA, None))

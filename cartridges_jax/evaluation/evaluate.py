@@ -56,6 +56,7 @@ def evaluate(
     questions: Sequence[Question] = (),
     held_out: str | os.PathLike[str] | None = None,
     config: EvaluateConfig | None = None,
+    trained_on: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Runs every arm over the same questions and conversations.
 
@@ -67,6 +68,8 @@ def evaluate(
       questions: with known answers; may be empty.
       held_out: folder of conversations with targets that training did not see, or None.
       config: settings.
+      trained_on: folder of the training conversations; what they ask too is not held out and is
+        left out of the measurement. None if the two are known to be apart.
 
     Returns:
       What results.json holds.
@@ -80,7 +83,8 @@ def evaluate(
     if not questions and held_out is None:
         raise InputError("an evaluation needs questions with answers or held-out conversations")
     folder = files.output_folder(out)
-    results = measure(model, cartridge, documents, questions, held_out, config)
+    unseen = None if held_out is None else read_held_out(held_out, trained_on)
+    results = measure(model, cartridge, documents, questions, unseen, config)
     files.write_json(folder / "results.json", results)
     write_report(folder / "report.html", results)
     return results
@@ -91,7 +95,7 @@ def measure(
     cartridge: Cartridge,
     documents: Sequence[Document],
     questions: Sequence[Question],
-    held_out: str | os.PathLike[str] | None,
+    held_out: "HeldOut | None",
     config: EvaluateConfig,
 ) -> dict[str, Any]:
     """Computes what `evaluate` writes."""
@@ -117,10 +121,14 @@ def measure(
         bar.close()
         results |= score_answers(questions, answers, reference=arms_module.FULL_CONTEXT)
     if held_out is not None:
-        conversations, records = read_held_out(held_out)
+        results["held_out"] = {
+            "conversations": len(held_out.records),
+            "left_out_because_trained_on": held_out.num_seen,
+        }
         for arm in arms:
-            results["arms"][arm.name]["held_out"] = divergence(model, arm, records)
-        results["samples"] = _sample_answers(model, arms, conversations[:SAMPLES], config)
+            results["arms"][arm.name]["held_out"] = divergence(model, arm, held_out.records)
+        shown = held_out.conversations[:SAMPLES]
+        results["samples"] = _sample_answers(model, arms, shown, config)
     if config.throughput_batch:
         for arm in arms:
             if arm.name in (arms_module.FULL_CONTEXT, arms_module.CARTRIDGE):
@@ -129,17 +137,43 @@ def measure(
     return results
 
 
-def read_held_out(folder: str | os.PathLike[str]) -> tuple[list[Conversation], list[bytes]]:
-    """Reads the conversations of a folder and their target records, in the same order."""
-    path = files.epath.Path(folder)
-    conversations = ShardSet.read(path, conversation.SHARDS)
-    targets = ShardSet.read(path, targets_file.SHARDS)
-    found: list[Conversation] = []
-    records: list[bytes] = []
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Conversations that training did not see, with their target records in the same order."""
+
+    conversations: list[Conversation]
+    records: list[bytes]
+    num_seen: int  # left out, because training asked the same
+
+
+def read_held_out(
+    folder: str | os.PathLike[str], trained_on: str | os.PathLike[str] | None = None
+) -> HeldOut:
+    """Reads a folder of conversations with targets, without those that ask what training asked.
+
+    Raises:
+      InputError: if either folder is damaged or nothing is left.
+    """
+    asked = set()
+    if trained_on is not None:
+        training = ShardSet.read(trained_on, conversation.SHARDS)
+        for index in training.shards:
+            asked |= {c.messages[0]["content"] for c in load_conversations(training, index)}
+    conversations = ShardSet.read(folder, conversation.SHARDS)
+    targets = ShardSet.read(folder, targets_file.SHARDS)
+    found = HeldOut([], [], 0)
+    seen = 0
     for index in sorted(targets.shards):
-        found += load_conversations(conversations, index)
-        records += targets.records(index)
-    return found, records
+        pairs = zip(load_conversations(conversations, index), targets.records(index), strict=True)
+        for one, record in pairs:
+            if one.messages[0]["content"] in asked:
+                seen += 1
+            else:
+                found.conversations.append(one)
+                found.records.append(record)
+    if not found.records:
+        raise InputError(f"all {seen} conversations in {folder} ask what training asked too")
+    return dataclasses.replace(found, num_seen=seen)
 
 
 def _sample_answers(

@@ -41,7 +41,7 @@ def _percent(share: dict[str, float]) -> str:
     return f"{100 * share['value']:.1f} % ({100 * share['low']:.0f}–{100 * share['high']:.0f})"
 
 
-def human_bytes(count: float) -> str:
+def human_bytes(count: int | float) -> str:
     """Bytes with a binary unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
@@ -228,6 +228,13 @@ def summary_table(results: dict[str, Any]) -> str:
     if has_accuracy:
         lines.append(
             f"({results['accuracy']['cartridge']['all']['n']} questions with known answers)"
+        )
+    if "held_out" in results:
+        held = results["held_out"]
+        lines.append(
+            f"({held['conversations']} held-out conversations; KL and log-perplexity in nats a "
+            "token, against the teacher, which reads\n just the chunk that each is about: the full "
+            "context is not 0)"
         )
     lines += [f"note: {n}: {a['note']}" for n, a in results["arms"].items() if a["note"]]
     return "\n".join(lines)

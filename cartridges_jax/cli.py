@@ -127,7 +127,7 @@ def _define_evaluate(values: flags.FlagValues) -> None:
         values, "held_out", "", "... a folder of conversations that training did not see is given."
     )
     _string(
-        values, "data", "", "Training conversations: held-out ones that ask the same are left out."
+        values, "data", "", "Training conversations; held-out ones that ask the same do not count."
     )
     _string(values, "out", None, "Folder of results.json and report.html.")
     define_flags(EvaluateConfig, values)

@@ -2,8 +2,8 @@
 
     python -m experiments.cartridge_table --work=runs/table
 
-Five documents of about 530 tokens, 100 questions each; sizes of 128, 64, 32 and 16 slots (4x to 32x).
-For each: self-study once, then a cartridge of each size, and at 32 slots also one started from
+Five documents of about 520 tokens, 100 questions each; 128, 64, 32 and 16 slots (4x to 32x). For
+each: self-study once, then a cartridge of each size, and at 32 slots also one started from
 random vectors and one trained on the next token of the text. Then one document of twice the
 model's window. About 40 minutes on two CPU cores; stopped and run again, it goes on. The result is
 committed as experiments/results/cartridge_table.json.

@@ -11,10 +11,10 @@ import os
 from typing import Any
 
 import jax.numpy as jnp
-from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float
 
+from cartridges_jax import files
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.transformer import KV, Prefix
 
@@ -86,11 +86,6 @@ class Cartridge(nnx.Module):
     def values(self) -> Float[Array, "L P K H"]:
         return jnp.concatenate([self.frozen_values[...], self.trainable_values[...]], axis=1)
 
-    def num_bytes(self, dtype) -> int:
-        """Bytes of its slots in a KV cache of `dtype`."""
-        L, P, K, H = self.keys.shape
-        return 2 * L * P * K * H * jnp.dtype(dtype).itemsize
-
     def prefix(self, dtype) -> Prefix:
         """The slots as the model takes them, cast to `dtype`; differentiable."""
         return Prefix(
@@ -113,11 +108,11 @@ class Cartridge(nnx.Module):
         """Writes a `.cartridge` file; see `cartridge_file.save`."""
         from cartridges_jax import cartridge_file  # the file format knows the class, not vice versa
 
-        cartridge_file.save(epath.Path(path), self)
+        cartridge_file.save(files.local_path(path), self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Cartridge":
         """Reads a `.cartridge` file; see `cartridge_file.load`."""
         from cartridges_jax import cartridge_file
 
-        return cartridge_file.load(epath.Path(path))
+        return cartridge_file.load(files.local_path(path))

@@ -67,12 +67,17 @@ def read_header(path: epath.Path) -> dict[str, Any]:
 
 
 def load(path: epath.Path) -> Cartridge:
-    """Reads a cartridge; `InputError` as `read_header`, or where a slot is not finite."""
+    """Reads a cartridge; `InputError` as `read_header`, or where a slot is not finite
+    or the file does not say which model it belongs to.
+    """
     header = read_header(path)
-    tensors = safetensors.numpy.load(path.read_bytes())
+    with safetensors.safe_open(str(path), framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in ("keys", "values")}  # bfloat16 too
     for name, value in tensors.items():
         if not np.isfinite(value.astype(np.float32)).all():
             raise InputError(f"{path}: {name} holds values that are not finite")
+    if not isinstance(header["provenance"].get("model"), dict):
+        raise InputError(f"{path} does not say which model it belongs to")
     return Cartridge(
         jax.numpy.asarray(tensors["keys"]),
         jax.numpy.asarray(tensors["values"]),

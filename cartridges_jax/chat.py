@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from cartridges_jax.cartridge import Cartridge
+from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.chat_template import Message
 
@@ -41,12 +42,17 @@ def chat(
             continue
         messages.append(Message(role="user", content=question))
         text = ""
-        for piece in model.stream(
-            messages, cartridge, max_new_tokens=max_tokens, temperature=temperature, seed=turn
-        ):
-            text += piece
-            write(piece)
-            sys.stdout.flush()
+        try:
+            for piece in model.stream(
+                messages, cartridge, max_new_tokens=max_tokens, temperature=temperature, seed=turn
+            ):
+                text += piece
+                write(piece)
+                sys.stdout.flush()
+        except InputError as error:  # most often: the conversation has outgrown the window
+            write(f"({error}; /new forgets the conversation)\n")
+            del messages[-1]
+            continue
         write("\n")
         messages.append(Message(role="assistant", content=text))
 

@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; what is finished is kept, the same command goes on", file=sys.stderr)
         return 130
     return 0
 

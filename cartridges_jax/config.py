@@ -17,9 +17,15 @@ from cartridges_jax.errors import InputError
 ConfigT = TypeVar("ConfigT")
 
 
-def setting(default: Any, help: str) -> Any:
-    """Declares a field of a stage's configuration; `help` names the unit."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def setting(
+    default: Any, help: str, *, above: int | None = None, at_least: int | None = None
+) -> Any:
+    """Declares a field of a stage's configuration; `help` names the unit.
+
+    `above` and `at_least` are the bounds that `check_ranges` holds it to.
+    """
+    metadata = {"help": help, "above": above, "at_least": at_least}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
@@ -58,9 +64,35 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def require_positive(config: Any, *names: str) -> None:
-    """Raises `InputError` naming the first of the fields that is not above 0."""
-    for name in names:
-        value = getattr(config, name)
-        if not value > 0:
-            raise InputError(f"{name} must be above 0, got {value}")
+def check_ranges(config: Any) -> None:
+    """Raises `InputError` naming the first setting that is outside of its bounds."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        above, at_least = field.metadata["above"], field.metadata["at_least"]
+        if above is not None and not value > above:
+            raise InputError(f"{field.name} must be above {above}, got {value}")
+        if at_least is not None and not value >= at_least:
+            raise InputError(f"{field.name} must be at least {at_least}, got {value}")
+
+
+def first_difference(saved: Any, now: Any, path: str = "") -> str | None:
+    """Says where two JSON-able values first differ, in a few words; None where they are equal."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in sorted(saved.keys() | now.keys()):
+            found = first_difference(saved.get(key), now.get(key), f"{path}.{key}" if path else key)
+            if found:
+                return found
+        return None
+    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
+        pairs = enumerate(zip(saved, now, strict=True))
+        return next(
+            filter(None, (first_difference(a, b, f"{path}[{i}]") for i, (a, b) in pairs)), None
+        )
+    if saved == now:
+        return None
+    return f"{path}={_shortened(saved)}, now {path}={_shortened(now)}"
+
+
+def _shortened(value: Any) -> str:
+    text = f"{len(value)} entries" if isinstance(value, list) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -15,7 +15,7 @@ from etils import epath
 
 from cartridges_jax import files
 from cartridges_jax.cartridge import Cartridge
-from cartridges_jax.config import require_positive, setting
+from cartridges_jax.config import check_ranges, setting
 from cartridges_jax.corpus import Document, load_documents
 from cartridges_jax.distillation.targets import score_targets
 from cartridges_jax.distillation.train import TrainConfig, cartridge_path, train
@@ -37,10 +37,13 @@ from cartridges_jax.self_study.synthesize import SynthesisConfig, synthesize
 
 DOCUMENT_TOKENS = 500
 VALIDATION_QUESTIONS, TEST_QUESTIONS = 48, 120
+NO_ANSWERS = (
+    "Nobody knows the right answers for this text. The figures say how closely the cartridge "
+    "follows what the same model does with the text in its context, not that its answers are right."
+)
 FOREIGN_TEXT = (
-    "This text is not from the small world that the embedded model was trained on, so the model "
-    "itself reads it badly. The figures say how closely the cartridge follows what the same model "
-    "does with the text in its context; they do not say that its answers are right."
+    " The embedded model has learned only its own small world, so it reads this text badly and its "
+    "answers make no sense, with the text as with the cartridge."
 )
 
 
@@ -49,13 +52,13 @@ class DemoConfig:
     """Settings of the demo."""
 
     corpus: str = setting("", "Text file or folder; empty for a document of the package.")
-    num_slots: int = setting(32, "Slots of the cartridge that the table is about.")
-    num_conversations: int = setting(1536, "Conversations of self-study.")
-    num_steps: int = setting(400, "Optimizer steps for each size.")
+    num_slots: int = setting(32, "Slots of the cartridge that the table is about.", above=0)
+    num_conversations: int = setting(1536, "Conversations of self-study.", above=0)
+    num_steps: int = setting(400, "Optimizer steps for each size.", above=0)
     sizes: Literal["three", "one"] = setting(
         "three", "three: also half and double of num_slots, for the plot over sizes."
     )
-    seed: int = setting(0, "Seed of everything.")
+    seed: int = setting(0, "Seed of everything.", at_least=0)
 
 
 def run_demo(
@@ -70,14 +73,18 @@ def run_demo(
       InputError: on settings or a corpus that cannot work.
     """
     config = config or DemoConfig()
-    require_positive(config, "num_slots", "num_conversations", "num_steps")
+    check_ranges(config)
     folder = files.output_folder(out)
-    documents, validation, test = _material(config, folder)
+    documents, validation, test = _material(config)
     sizes = _sizes(model, documents, config)
     _explain(model, documents, sizes)
 
-    study = _study_config(model, config)
-    synthesize(model, documents, folder / "data", study)
+    study = SynthesisConfig(num_conversations=config.num_conversations, seed=config.seed)
+    synthesize(model, documents, folder / "data", study)  # refuses a folder of another corpus
+    if test:
+        text = f"# {documents[0].title}\n\n{documents[0].text}\n"
+        files.write_bytes(folder / "document.md", text.encode())
+        save_questions(folder / "questions.jsonl", test)
     score_targets(model, folder / "data")
     held_out = None
     if not test:
@@ -116,20 +123,19 @@ def run_demo(
         curves[f"{size} slots"] = read_metrics(run / "metrics.jsonl")
 
     results = by_size[config.num_slots]
-    _write_report(folder / "report.html", results, by_size, curves, foreign=not test)
+    note = "" if test else NO_ANSWERS + (FOREIGN_TEXT if model.name == "embedded" else "")
+    _write_report(folder / "report.html", results, by_size, curves, note)
     print(report.summary_table(results))
     print(_side_by_side(results))
-    if not test:
-        print(FOREIGN_TEXT + "\n")
+    if note:
+        print(note + "\n")
     path = cartridge_path(folder / f"p{config.num_slots}")
     print(f"Report:    {folder / 'report.html'}")
     print(f"Ask it:    cartridges chat --model={model.name} --cartridge={path}")
     return results
 
 
-def _material(
-    config: DemoConfig, folder: epath.Path
-) -> tuple[list[Document], list[Question], list[Question]]:
+def _material(config: DemoConfig) -> tuple[list[Document], list[Question], list[Question]]:
     """Returns the documents, and validation and test questions where answers are known."""
     if config.corpus:
         return load_documents(config.corpus), [], []
@@ -137,8 +143,6 @@ def _material(
     document, made = held_out_document(name, DOCUMENT_TOKENS)
     test = embedded_questions(made, name, TEST_QUESTIONS)
     validation = embedded_questions(made, f"{name} validation", VALIDATION_QUESTIONS, avoid=test)
-    (folder / "document.md").write_text(f"# {document.title}\n\n{document.text}\n")
-    save_questions(folder / "questions.jsonl", test)
     return [document], validation, test
 
 
@@ -149,14 +153,8 @@ def _sizes(model: LanguageModel, documents: Sequence[Document], config: DemoConf
             f"the corpus has {context} tokens as a context, fewer than num_slots="
             f"{config.num_slots}; a cartridge is meant to be smaller than its text"
         )
-    wanted = [config.num_slots // 2, config.num_slots, config.num_slots * 2]
-    if config.sizes == "one":
-        return [config.num_slots]
-    return [size for size in wanted if 4 <= size <= context]
-
-
-def _study_config(model: LanguageModel, config: DemoConfig) -> SynthesisConfig:
-    return SynthesisConfig(num_conversations=config.num_conversations, seed=config.seed)
+    others = [] if config.sizes == "one" else [config.num_slots // 2, config.num_slots * 2]
+    return sorted([config.num_slots, *(size for size in others if 4 <= size <= context)])
 
 
 def _explain(model: LanguageModel, documents: Sequence[Document], sizes: Sequence[int]) -> None:
@@ -184,8 +182,7 @@ def _write_report(
     results: dict[str, Any],
     by_size: dict[int, dict[str, Any]],
     curves: dict[str, list[dict[str, Any]]],
-    *,
-    foreign: bool,
+    note: str,
 ) -> None:
     plots = [("Loss: KL to the in-context teacher while training", report.training_plot(curves))]
     if any("score" in row for rows in curves.values() for row in rows):
@@ -208,7 +205,7 @@ def _write_report(
             }
         )
         plots.append(("Accuracy against memory", report.size_plot(points)))
-    notes = [FOREIGN_TEXT] if foreign else []
+    notes = [note] if note else []
     report.write_report(
         path, results, title="From a document to a cartridge", notes=notes, extra_plots=plots
     )

@@ -1,7 +1,8 @@
 """Finished files only: written to a temporary name, synced, renamed.
 
-A stage that is killed leaves either the old file or the new one, never a part. Paths go through
-`etils.epath`, so `gs://` works; syncing applies to local disks.
+A stage that is killed leaves either the old file or the new one, never a part; its temporary file
+is removed when the folder is opened the next time. Paths are `etils.epath`s; only those of a local
+disk are accepted so far, because nothing here has been tried on object storage.
 """
 
 import json
@@ -12,26 +13,59 @@ from etils import epath
 
 from cartridges_jax.errors import InputError
 
+_TEMPORARY = ".tmp-"  # followed by the id of the process that writes
+
 
 def commit(temporary: epath.Path, final: epath.Path) -> None:
     """Syncs `temporary` to disk and renames it to `final`, replacing what was there."""
-    local = "://" not in os.fspath(temporary)
-    if local:
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
     temporary.replace(final)
-    if local:
-        folder = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def local_path(path: epath.PathLike) -> epath.Path:
+    """Returns a path that a person gave, with `~` expanded.
+
+    Raises:
+      InputError: if it is not on a local disk.
+    """
+    if "://" in os.fspath(path):
+        raise InputError(f"{path} is not on a local disk; copy it here, or write here and copy")
+    return epath.Path(path).expanduser()
+
+
+def temporary_name(final: epath.Path) -> epath.Path:
+    """The name that a file has until it is whole; it tells whose it is."""
+    return final.with_name(f"{final.name}{_TEMPORARY}{os.getpid()}")
+
+
+def sweep(folder: epath.Path) -> None:
+    """Removes the temporary files of processes that are gone."""
+    for file in folder.glob(f"*{_TEMPORARY}*"):
+        process = file.name.rpartition(_TEMPORARY)[2]
+        if process.isdigit() and not _is_running(int(process)):
+            file.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's, and alive
+    return True
 
 
 def write_bytes(path: epath.PathLike, data: bytes) -> None:
     """Writes a file whole or not at all."""
     path = epath.Path(path)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary = temporary_name(path)
     temporary.write_bytes(data)
     commit(temporary, path)
 
@@ -47,12 +81,13 @@ def output_folder(path: epath.PathLike) -> epath.Path:
     Raises:
       InputError: if it cannot be made or written to.
     """
-    folder = epath.Path(path).expanduser()
+    folder = local_path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
+        probe = temporary_name(folder / ".writable")
         probe.write_bytes(b"")
         probe.unlink()
+        sweep(folder)
     except OSError as error:
         raise InputError(f"cannot write to the output folder {path}: {error.strerror}") from error
     return folder

@@ -18,13 +18,13 @@ from etils import epath
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from cartridges_jax import sharding
+from cartridges_jax import files, sharding
 from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.config import digest
 from cartridges_jax.errors import InputError
 from cartridges_jax.models import config as model_config
 from cartridges_jax.models import hf
-from cartridges_jax.models.chat_template import ChatTemplate, Message, context_text
+from cartridges_jax.models.chat_template import ChatTemplate, Message
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.generate import generate_ids
 from cartridges_jax.models.tokenizer import Tokenizer
@@ -98,6 +98,14 @@ class LanguageModel:
             "dtype": jnp.dtype(self.dtype).name,
         }
 
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The part of `identity` that decides whether two models are the same.
+
+        Neither the folder's name nor the dtype of loading is in it.
+        """
+        return {key: self.identity[key] for key in _IDENTITY_WORDS}
+
     def check_cartridge(self, cartridge: Cartridge, where: str = "the cartridge") -> None:
         """Raises `InputError` that says what differs if a cartridge was made for another model.
 
@@ -112,7 +120,9 @@ class LanguageModel:
             )
         theirs = cartridge.provenance.get("model")
         if theirs is None:
-            return  # made in memory from this process's own tokens
+            return  # put together in memory; a file always says
+        if not isinstance(theirs, dict):
+            raise InputError(f"{where} has a damaged provenance: model is {theirs!r}")
         ours = self.identity
         for key, what in _IDENTITY_WORDS.items():
             if theirs.get(key) != ours[key]:
@@ -136,6 +146,9 @@ class LanguageModel:
         """
         ids = np.asarray(token_ids, np.int32)
         tokens = np.atleast_2d(ids)
+        rows = self.mesh.shape[sharding.DATA]
+        if tokens.shape[0] % rows:
+            raise InputError(f"{tokens.shape[0]} rows cannot be shared by {rows} devices")
         prefix = self.as_prefix(cartridge)
         out = self._run(tokens, prefix, with_kv=False)
         return out[0] if ids.ndim == 1 else out
@@ -147,7 +160,8 @@ class LanguageModel:
             raise InputError(f"kv_as_cartridge takes a row of tokens, got shape {ids.shape}")
         prefix = self.read(ids)
         keys, values = (x[:, : len(ids)] for x in prefix.kv)
-        return Cartridge(keys, values, num_frozen=num_frozen)
+        made_of = {"model": self.identity}
+        return Cartridge(keys, values, num_frozen=num_frozen, provenance=made_of)
 
     def read(self, token_ids: Any) -> Prefix:
         """Runs tokens [T] once and returns their KV as a prefix, padded to few distinct sizes."""
@@ -192,7 +206,8 @@ class LanguageModel:
           One `Generation` per prompt, in order.
 
         Raises:
-          InputError: if the cartridge belongs to another model or a prompt is empty.
+          InputError: if the cartridge belongs to another model, a prompt is empty, or it does not
+            fit the window with its answer.
         """
         prefix = self.as_prefix(cartridge)
         stop_ids = self.config.eos_token_ids if stop_at_end else ()
@@ -201,6 +216,17 @@ class LanguageModel:
         ]
         if any(not ids for ids in rendered):
             raise InputError("a prompt to generate from is empty")
+        if max_new_tokens < 1 or batch_size < 1 or temperature < 0:
+            raise InputError(
+                f"{max_new_tokens=} and {batch_size=} must be above 0, {temperature=} at least 0"
+            )
+        start = 0 if prefix is None else int(prefix.next_position)
+        longest = start + max(map(len, rendered), default=0) + max_new_tokens
+        if longest > self.config.max_position_embeddings:
+            raise InputError(
+                f"context, prompt and {max_new_tokens} new tokens need {longest} positions, the "
+                f"model's window is {self.config.max_position_embeddings}"
+            )
         row_seeds = list(seeds) if seeds is not None else [seed + i for i in range(len(rendered))]
         out: list[Generation] = []
         for start in range(0, len(rendered), batch_size):
@@ -231,9 +257,10 @@ class LanguageModel:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> Iterator[str]:
-        """Yields the text of one answer in pieces of a few tokens, as `generate` would give it.
+        """Yields the text of one answer in pieces of a few tokens.
 
-        Each piece reads the prompt and the answer so far again, which is cheap after a cartridge.
+        Greedy, it is the text of `generate`; sampled, another draw. Each piece reads the prompt and
+        the answer so far again, which is cheap after a cartridge.
         """
         prefix = self.as_prefix(cartridge)
         ids = self.render_prompt(prompt, has_context=prefix is not None)
@@ -247,8 +274,9 @@ class LanguageModel:
                 temperature=temperature,
                 seed=seed + len(answer),
             )
-            ended = piece.finish_reason == "stop"
-            answer += piece.token_ids[:-1] if ended else piece.token_ids
+            stopped = piece.finish_reason == "stop"
+            answer += piece.token_ids[:-1] if stopped else piece.token_ids
+            ended = stopped or len(answer) >= max_new_tokens
             text = self.tokenizer.decode(answer)
             if ended or not text.endswith("\ufffd"):  # a character may be cut between pieces
                 yield text[len(shown) :]
@@ -274,10 +302,6 @@ class LanguageModel:
         suffix = self.template.render_suffix(messages, add_generation_prompt=True)
         ids = suffix.token_ids.tolist()
         return ids if has_context else self.template.empty_context() + ids
-
-    def context_messages(self, title: str, text: str) -> list[Message]:
-        """The system turn that puts a document into the context, for a prompt of messages."""
-        return [Message(role="system", content=context_text(title, text))]
 
     def as_prefix(self, cartridge: Cartridge | Prefix | None) -> Prefix | None:
         """Casts a cartridge to the model's dtype and puts it on its mesh; checks that it fits."""
@@ -305,10 +329,10 @@ class LanguageModel:
             )
 
 
-_IDENTITY_WORDS = {
+_IDENTITY_WORDS = {  # what makes two models different, the most telling first
+    "rope": "rotary embedding",
     "config": "configuration",
     "weights": "weights",
-    "rope": "rotary embedding",
     "tokenizer": "tokenizer",
     "chat_template": "chat template",
 }
@@ -331,7 +355,7 @@ def load_model(
     Raises:
       InputError: if a part of the folder is missing, damaged or unsupported.
     """
-    folder = EMBEDDED_FOLDER if os.fspath(path) == "embedded" else epath.Path(path).expanduser()
+    folder = EMBEDDED_FOLDER if os.fspath(path) == "embedded" else files.local_path(path)
     if not folder.is_dir():
         raise InputError(
             f"there is no model folder {folder}; give a Hugging Face folder (config.json, "
@@ -347,11 +371,17 @@ def load_model(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
             f"{config.vocab_size}"
         )
+    for size, name in ((config.vocab_size, "vocabulary"), (config.mlp_size, "MLP width")):
+        if size % mesh.shape[sharding.MODEL]:
+            raise InputError(
+                f"the model's {name} of {size} cannot be shared by {mesh.shape[sharding.MODEL]} "
+                "devices; choose another mesh_model"
+            )
     return LanguageModel(
         hf.read_weights(folder, config, mesh, dtype),
         tokenizer,
         ChatTemplate.load(folder, tokenizer),
         mesh,
-        name="embedded" if folder == EMBEDDED_FOLDER else folder.name,
+        name=os.fspath(path),
         weights_hash=hf.weights_fingerprint(folder),
     )

@@ -14,6 +14,8 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
+from cartridges_jax.errors import InputError
+
 _log = logging.getLogger(__name__)
 
 
@@ -71,7 +73,10 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
 def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
     for line in text.splitlines(keepends=True):
         if line.endswith("\n"):
-            yield json.loads(line)
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise InputError(f"a line of metrics.jsonl is damaged: {line[:40]!r}") from error
 
 
 def _event_writer(folder: str, resume_step: int) -> Any:

@@ -20,7 +20,6 @@ from cartridges_jax.errors import InputError
 DATA = "data"
 MODEL = "model"
 
-REPLICATED = P()
 TOKENS_BT = P(DATA, None)
 ACT_BTD = P(DATA, None, None)
 

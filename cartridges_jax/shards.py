@@ -17,6 +17,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from etils import epath
 
 from cartridges_jax import files
+from cartridges_jax.config import first_difference
 from cartridges_jax.errors import InputError
 
 _WRITER_OPTIONS = "group_size:1,zstd:3"  # every record can be read on its own
@@ -44,18 +45,17 @@ class ShardSet:
         """
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        files.sweep(folder)
         inputs = json.loads(json.dumps(inputs))
         if not cls._manifest(folder, name).exists():
             return cls(folder, name, inputs, {})
         existing = cls.read(folder, name)
-        for key in sorted(inputs.keys() | existing.inputs.keys()):
-            if inputs.get(key) != existing.inputs.get(key):
-                raise InputError(
-                    f"{folder} holds {name} made with {key}={existing.inputs.get(key)!r}, now "
-                    f"{key}={inputs.get(key)!r}; choose another folder or remove this one"
-                )
-        for stale in folder.glob(f"{name}-*.tmp-*"):
-            stale.unlink()
+        difference = first_difference(existing.inputs, inputs)
+        if difference:
+            raise InputError(
+                f"{folder} holds {name} made with {difference}; choose another folder or remove "
+                "this one"
+            )
         return existing
 
     @classmethod
@@ -65,15 +65,17 @@ class ShardSet:
         Raises:
           InputError: if there is no manifest or it is damaged.
         """
-        folder = epath.Path(folder)
+        folder = files.local_path(folder)
         path = cls._manifest(folder, name)
         if not path.exists():
             raise InputError(f"there are no {name} in {folder} (no {path.name})")
         try:
             fields = json.loads(path.read_text())
-            shards = {int(index): shard for index, shard in fields["shards"].items()}
-            return cls(folder, name, fields["inputs"], shards)
-        except (ValueError, KeyError, AttributeError) as error:
+            shards = {int(index): dict(shard) for index, shard in fields["shards"].items()}
+            if not all({"records", "sha256"} <= shard.keys() for shard in shards.values()):
+                raise KeyError("records, sha256")
+            return cls(folder, name, dict(fields["inputs"]), shards)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error!r}); remove it to start over") from error
 
     @staticmethod
@@ -94,19 +96,19 @@ class ShardSet:
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def total(self, count: str) -> int:
-        """Sums one of the counts that were given to `write`."""
+        """Sums one of the counts among the facts that were given to `write`."""
         return sum(shard.get(count, 0) for shard in self.shards.values())
 
-    def write(self, index: int, records: Sequence[bytes], **counts: int | list[int]) -> None:
-        """Writes shard `index` and lists it, with `counts` of what it holds."""
+    def write(self, index: int, records: Sequence[bytes], **facts: int | str | list[int]) -> None:
+        """Writes shard `index` and lists it, with `facts` about what it holds."""
         path = self.path(index)
-        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        temporary = files.temporary_name(path)
         writer = ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
         for record in records:
             writer.write(record)
         writer.close()
         files.commit(temporary, path)
-        self.shards[index] = {"records": len(records), "sha256": _hash(records), **counts}
+        self.shards[index] = {"records": len(records), "sha256": _hash(records), **facts}
         shards = {str(i): self.shards[i] for i in sorted(self.shards)}
         files.write_json(
             self._manifest(self.folder, self.name), {"inputs": self.inputs, "shards": shards}

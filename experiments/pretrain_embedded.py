@@ -2,7 +2,7 @@
 
     python -m experiments.pretrain_embedded --out=runs/embedded
 
-Two CPU cores, 28.5 M tokens, about 40 minutes; the figures it reached, with date, are in
+Two CPU cores, 28.5 M tokens, 40 to 60 minutes; the figures it reached, with date, are in
 cartridges_jax/embedded/README.md. Stop it at any moment and start it again: it goes on from its
 last checkpoint and ends with the same weights. `--export` writes the Hugging Face folder.
 """
@@ -27,6 +27,7 @@ from absl import app, flags
 from etils import epath
 from flax import nnx
 
+from cartridges_jax import files
 from cartridges_jax.distillation.checkpoint import TrainingCheckpoints
 from cartridges_jax.embedded import tokenizer_training, training_data
 from cartridges_jax.embedded.induction_init import induction_initialize
@@ -120,7 +121,7 @@ def main(_) -> None:
     tokenizer_file = out / "tokenizer.model"
     if not tokenizer_file.exists():
         out.mkdir(parents=True, exist_ok=True)
-        tokenizer_file.write_bytes(tokenizer_training.train_tokenizer(_SEED.value))
+        files.write_bytes(tokenizer_file, tokenizer_training.train_tokenizer(_SEED.value))
     tokenizer = Tokenizer.load(out)
     template = ChatTemplate(tokenizer, tokenizer_training.CHAT_TEMPLATE)
     total = sum(phase_steps())

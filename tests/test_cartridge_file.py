@@ -33,6 +33,28 @@ def test_what_is_saved_is_loaded(cartridge, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.cartridge"]  # no temporary file is left
 
 
+def test_bfloat16_slots_are_saved_and_loaded(cartridge, tmp_path):
+    half = cartridge.with_provenance(jnp.bfloat16, cartridge.provenance)
+    half.save(tmp_path / "a.cartridge")
+    loaded = Cartridge.load(tmp_path / "a.cartridge")
+    assert loaded.keys.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(loaded.keys, half.keys)
+
+
+def test_a_file_that_names_no_model_is_refused(cartridge, tmp_path):
+    Cartridge(cartridge.keys, cartridge.values).save(tmp_path / "a.cartridge")
+    with pytest.raises(InputError, match="does not say which model"):
+        Cartridge.load(tmp_path / "a.cartridge")
+
+
+def test_real_kv_belongs_to_its_model_too(tmp_path):
+    model = make_tiny_model()
+    model.kv_as_cartridge(range(3, 9)).save(tmp_path / "a.cartridge")
+    model.identity["weights"] = "fine-tuned"
+    with pytest.raises(InputError, match="weights differs"):
+        model.logits([1, 2], Cartridge.load(tmp_path / "a.cartridge"))
+
+
 def test_next_position_moves_the_queries(tiny, cartridge):
     other = Cartridge(cartridge.keys, cartridge.values, next_position=6)
     ids = np.arange(5, 25)

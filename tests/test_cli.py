@@ -180,6 +180,34 @@ def test_a_cartridge_of_another_model(capsys, tmp_path, corpus):
     fails(capsys, argv, "3 layers, 4 kv heads of size 10; the model embedded has 4")
 
 
+def test_other_text_than_was_studied(capsys, tmp_path, made, corpus):
+    (tmp_path / "text.md").write_text("Ada Brown lives in Oslo. " * 30)
+    argv = ["train", f"--corpus={tmp_path / 'text.md'}", f"--data={made / 'data'}"]
+    fails(capsys, [*argv, f"--out={tmp_path / 'run'}"], "are about other text: corpus[0].sha256")
+    argv = ["evaluate", f"--cartridge={made / 'run' / 'run.cartridge'}", f"--out={tmp_path}"]
+    argv += [f"--corpus={tmp_path / 'text.md'}", f"--questions={corpus / 'questions.jsonl'}"]
+    fails(capsys, argv, "the cartridge was made of other text")
+
+
+def test_a_demo_folder_of_another_seed_is_left_alone(capsys, tmp_path):
+    (tmp_path / "data").mkdir()
+    inputs = {"inputs": {"seed": 5}, "shards": {}}
+    (tmp_path / "data" / "conversations.manifest.json").write_text(json.dumps(inputs))
+    (tmp_path / "document.md").write_text("mine")
+    fails(capsys, ["demo", f"--out={tmp_path}"], "choose another folder")
+    assert (tmp_path / "document.md").read_text() == "mine"
+
+
+def test_a_mesh_that_does_not_fit(capsys, tmp_path):
+    fails(capsys, ["demo", "--mesh_data=99", f"--out={tmp_path}"], "99x1 mesh needs 99 devices")
+    fails(capsys, ["demo", "--mesh_model=5", f"--out={tmp_path}"], "cannot be shared by 5")
+
+
+def test_paths_that_are_not_local(capsys):
+    fails(capsys, ["demo", "--out=gs://bucket/x"], "not on a local disk")
+    fails(capsys, ["demo", "--corpus=gs://bucket/x.txt", "--out=x"], "not on a local disk")
+
+
 def test_a_cut_cartridge_file(capsys, tmp_path, made):
     data = (made / "run" / "run.cartridge").read_bytes()
     (tmp_path / "a.cartridge").write_bytes(data[: len(data) // 2])

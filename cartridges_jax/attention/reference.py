@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-NEG_INF = -1e30  # finite, so that a row without any visible key gives 0 and not NaN
+NEG_INF = -1e30  # finite, so that a padding row without any visible key is not NaN
 
 
 def visible_keys(

@@ -9,10 +9,12 @@ import dataclasses
 import hashlib
 import logging
 import os
+import pathlib
 from collections.abc import Iterator
 
 from etils import epath
 
+from cartridges_jax import files
 from cartridges_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -44,8 +46,11 @@ def parse_document(name: str, content: str) -> Document:
 
 
 def _read_text(path: epath.Path) -> str | None:
-    """Returns the file's text, or None where it is not UTF-8 text."""
-    data = path.read_bytes()
+    """Returns the file's text, or None where it cannot be read as UTF-8 text."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None  # a dangling link, or a file that we may not read
     if b"\0" in data:
         return None
     try:
@@ -59,9 +64,9 @@ def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith(".") or entry.name in SKIPPED_FOLDERS:
             continue
-        if entry.is_dir():
+        if entry.is_dir() and not pathlib.Path(entry).is_symlink():  # a link may lead in circles
             yield from _files_below(entry)
-        else:
+        elif not entry.is_dir():
             yield entry
 
 
@@ -72,13 +77,13 @@ def load_documents(path: str | os.PathLike[str]) -> list[Document]:
       InputError: if the path does not exist, a single file is binary or empty, or a folder holds
         no text.
     """
-    root = epath.Path(path).expanduser()
+    root = files.local_path(path)
     if not root.exists():
         raise InputError(f"there is no file or folder {path} to read a corpus from")
     if not root.is_dir():
         text = _read_text(root)
         if text is None:
-            raise InputError(f"{path} is not UTF-8 text; convert it to text first")
+            raise InputError(f"{path} is not UTF-8 text that can be read; convert it first")
         if not text.strip():
             raise InputError(f"{path} is empty; a corpus needs some text")
         return [parse_document(root.name, text)]

@@ -15,6 +15,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from cartridges_jax import files
+from cartridges_jax.config import first_difference
 from cartridges_jax.errors import InputError
 
 KEEP = 2
@@ -36,13 +37,16 @@ class TrainingCheckpoints:
         settings = folder / "inputs.json"
         inputs = json.loads(json.dumps(inputs))
         if settings.exists():
-            saved = json.loads(settings.read_text())
-            for key in sorted(saved.keys() | inputs.keys()):
-                if saved.get(key) != inputs.get(key):
-                    raise InputError(
-                        f"{folder} holds a run with {key}={saved.get(key)!r}, now "
-                        f"{key}={inputs.get(key)!r}; choose another folder or remove this one"
-                    )
+            try:
+                saved = json.loads(settings.read_text())
+            except ValueError as error:
+                raise InputError(f"{settings} is damaged ({error}); remove {folder}") from error
+            difference = first_difference(saved, inputs)
+            if difference:
+                raise InputError(
+                    f"{folder} holds a run with {difference}; choose another folder or remove this "
+                    "one"
+                )
         else:
             folder.mkdir(parents=True, exist_ok=True)
             files.write_json(settings, inputs)
@@ -76,7 +80,14 @@ class TrainingCheckpoints:
         if latest is None:
             return None
         leaves, structure = jax.tree.flatten(like)
-        saved = self._checkpointer.load(latest, {str(i): x for i, x in enumerate(leaves)})
+        try:
+            saved = self._checkpointer.load(latest, {str(i): x for i, x in enumerate(leaves)})
+        except (ValueError, KeyError, OSError) as error:
+            where = f"{self._checkpointer.directory}/{latest.step}"
+            raise InputError(
+                f"the checkpoint {where} cannot be read; remove it to go on from the one before "
+                f"({str(error).splitlines()[0]})"
+            ) from error
         state = jax.tree.unflatten(structure, [saved[str(i)] for i in range(len(leaves))])
         metadata = self._checkpointer.metadata(latest)
         assert metadata.custom_metadata is not None  # `save` always writes it

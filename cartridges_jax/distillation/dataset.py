@@ -36,6 +36,7 @@ class PackedData:
     num_conversations: int
     num_dropped: int  # fit no row
     target_positions: int  # per epoch, dropped ones left out
+    longest: int  # tokens of the longest conversation that fits
 
 
 class _Fits(grain.transforms.Filter):
@@ -55,12 +56,13 @@ def packed_data(shards: ShardSet, shape: RowShape, rows: int, seed: int) -> Pack
     Raises:
       InputError: if no conversation fits a row, or a shard is missing or damaged.
     """
-    kept = dropped = positions = 0
+    kept = dropped = positions = longest = 0
     for index, shard in shards.shards.items():
         shards.records(index)  # checks that the file is whole
         for tokens, num_targets in zip(shard["row_tokens"], shard["row_targets"], strict=True):
             if tokens <= shape.num_tokens and 0 < num_targets <= shape.num_targets:
                 kept, positions = kept + 1, positions + num_targets
+                longest = max(longest, tokens)
             else:
                 dropped += 1
     if not kept:
@@ -90,7 +92,7 @@ def packed_data(shards: ShardSet, shape: RowShape, rows: int, seed: int) -> Pack
         dataset, length_struct=lengths, num_packing_bins=PACKING_BINS, seed=seed, shuffle_bins=True
     )
     dataset = dataset.map(packed_row).batch(rows, drop_remainder=True)
-    return PackedData(dataset, kept, dropped, positions)
+    return PackedData(dataset, kept, dropped, positions, longest)
 
 
 def packed_row(element: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -89,23 +89,24 @@ def score_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSe
     Raises:
       InputError: if there are no conversations, or targets of another model.
     """
-    folder = files.output_folder(data)
+    folder = files.local_path(data)
     conversations = ShardSet.read(folder, conversation.SHARDS)
     inputs = {
         "conversations": digest(conversations.inputs),
-        "model": model.identity,
+        "model": model.fingerprint,
         "top_j": TOP_J,
     }
     targets = ShardSet.open(folder, SHARDS, inputs)
     bar = progress(conversations.num_records, "score", "conv", targets.num_records)
     for index in sorted(conversations.shards):
-        if index in targets.shards:
+        source = conversations.shards[index]["sha256"]
+        if targets.shards.get(index, {}).get("source") == source:
             continue
         records = _score_unit(model, load_conversations(conversations, index))
         lengths = [len(decode_record(r)["token_ids"]) for r in records]
         counts = [len(decode_record(r)["target_index"]) for r in records]
         targets.write(
-            index, records, tokens=sum(lengths), target_positions=sum(counts),
+            index, records, source=source, tokens=sum(lengths), target_positions=sum(counts),
             row_tokens=lengths, row_targets=counts,
         )  # fmt: skip
         bar.update(len(records))
@@ -160,7 +161,7 @@ def text_targets(
     """
     inputs = {
         "text": [d.sha256 for d in documents],
-        "model": model.identity,
+        "model": model.fingerprint,
         "rows": num_rows,
         "window": [min_tokens, max_tokens],
         "seed": seed,

@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from cartridges_jax import files, initializers
 from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
-from cartridges_jax.config import require_positive, setting, to_dict
+from cartridges_jax.config import check_ranges, first_difference, setting, to_dict
 from cartridges_jax.corpus import Document
 from cartridges_jax.distillation import targets as targets_file
 from cartridges_jax.distillation.checkpoint import TrainingCheckpoints
@@ -36,6 +37,7 @@ from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import MetricsLog, progress
 from cartridges_jax.models.transformer import Prefix, Transformer
+from cartridges_jax.self_study import conversation
 from cartridges_jax.sharding import DATA, place
 from cartridges_jax.shards import ShardSet
 
@@ -49,20 +51,30 @@ class TrainConfig:
     2e-2; these defaults suit the embedded model, see FACTS in WORKSPACE.md for large ones.
     """
 
-    num_slots: int = setting(64, "Slots of the cartridge, the frozen ones included.")
-    num_frozen: int = setting(1, "Leading slots that stay as initialised (the attention sink).")
+    num_slots: int = setting(64, "Slots of the cartridge, the frozen ones included.", above=0)
+    num_frozen: int = setting(
+        1, "Leading slots that stay as initialised (the attention sink).", at_least=0
+    )
     initializer: Initializer = setting("first_tokens", "What the slots hold at the start.")
     init_text: str = setting("", "The text for --initializer=text.")
-    num_steps: int = setting(400, "Optimizer steps.")
-    rows_per_step: int = setting(4, "Packed rows of a step.")
-    row_length: int = setting(512, "Tokens of a packed row; 2048 for large models.")
-    targets_per_row: int = setting(0, "Places for targets in a row; 0 means half of row_length.")
-    learning_rate: float = setting(5e-2, "Peak learning rate of Adam.")
-    final_rate_share: float = setting(0.1, "Last learning rate, as a share of the peak (linear).")
-    warmup_steps: int = setting(10, "Steps over which the learning rate rises from near 0.")
-    max_grad_norm: float = setting(1.0, "Gradients are clipped to this global norm.")
-    checkpoint_every: int = setting(50, "Steps between checkpoints, and between validations.")
-    seed: int = setting(0, "Seed of the order of the data and of random initialisers.")
+    num_steps: int = setting(400, "Optimizer steps.", above=0)
+    rows_per_step: int = setting(4, "Packed rows of a step.", above=0)
+    row_length: int = setting(512, "Tokens of a packed row; 2048 for large models.", above=0)
+    targets_per_row: int = setting(
+        0, "Places for targets in a row; 0 means half of row_length.", at_least=0
+    )
+    learning_rate: float = setting(5e-2, "Peak learning rate of Adam.", above=0)
+    final_rate_share: float = setting(
+        0.1, "Last learning rate, as a share of the peak (linear).", at_least=0
+    )
+    warmup_steps: int = setting(
+        10, "Steps over which the learning rate rises from near 0.", at_least=0
+    )
+    max_grad_norm: float = setting(1.0, "Gradients are clipped to this global norm.", above=0)
+    checkpoint_every: int = setting(
+        50, "Steps between checkpoints, and between validations.", above=0
+    )
+    seed: int = setting(0, "Seed of the order of the data and of random initialisers.", at_least=0)
 
     def row_shape(self) -> RowShape:
         return RowShape(self.row_length, self.targets_per_row or self.row_length // 2)
@@ -175,12 +187,18 @@ def train(
     config = config or TrainConfig()
     _check(config, model)
     folder = files.output_folder(out)
-    shards = _open_targets(model, data)
+    shards = _open_targets(model, documents, data)
     packed = packed_data(shards, config.row_shape(), config.rows_per_step, config.seed)
+    if config.num_slots + packed.longest > model.config.max_position_embeddings:
+        raise InputError(
+            f"{config.num_slots} slots and a conversation of {packed.longest} tokens exceed the "
+            f"model's window of {model.config.max_position_embeddings}; lower num_slots"
+        )
     inputs = to_dict(config) | {
-        "model": model.identity,
+        "model": model.fingerprint,
         "targets": shards.fingerprint,
         "corpus": [{"name": d.name, "sha256": d.sha256} for d in documents],
+        "validated": validate is not None,
     }
 
     # ---- state
@@ -191,7 +209,7 @@ def train(
         opt_state = optimizer.init(trainable)
     train_step = make_train_step(graphdef, optimizer)
     iterator = iter(packed.batches)
-    step, best = 0, {"step": 0, "score": None}
+    step, best, made = 0, {"step": 0, "score": None}, {}
     best_slots = jax.tree.map(jnp.copy, trainable)
 
     with TrainingCheckpoints(folder / "checkpoints", inputs) as checkpoints:
@@ -234,7 +252,7 @@ def train(
                 bar.update()
                 bar.set_postfix(kl=f"{values['kl']:.3f}", tok_s=f"{values['tokens_per_s']:.0f}")
                 if saving:
-                    made = {"best": best, "data": iterator.get_state()}
+                    made = {"best": best, "data": iterator.get_state(), "date": _today()}
                     checkpoints.save(step, (trainable, opt_state, best_slots), made)
 
     # ---- hand on
@@ -249,19 +267,22 @@ def train(
         },
         "settings": to_dict(config),
         "best": best,
-        "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "made": made["date"],
     }
     trained = nnx.merge(graphdef, best_slots, frozen).with_provenance(model.dtype, provenance)
+    if not all(bool(jnp.isfinite(x).all()) for x in (trained.keys, trained.values)):
+        raise InputError(f"the slots are not finite; lower learning_rate={config.learning_rate}")
     trained.save(cartridge_path(folder))
     return trained
 
 
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+
+
 def _check(config: TrainConfig, model: LanguageModel) -> None:
     """Raises `InputError` for settings that cannot work."""
-    require_positive(
-        config, "num_slots", "num_steps", "rows_per_step", "row_length", "learning_rate",
-        "max_grad_norm", "checkpoint_every",
-    )  # fmt: skip
+    check_ranges(config)
     if not 0 <= config.num_frozen < config.num_slots:
         raise InputError(
             f"num_frozen is {config.num_frozen}; it must leave some of the {config.num_slots} "
@@ -272,20 +293,30 @@ def _check(config: TrainConfig, model: LanguageModel) -> None:
         raise InputError(f"rows_per_step {config.rows_per_step} is no multiple of {rows} devices")
 
 
-def cartridge_path(folder: str | os.PathLike[str]) -> Any:
+def cartridge_path(folder: str | os.PathLike[str]) -> epath.Path:
     """Where `train` puts the cartridge: the folder's own name with the ending .cartridge."""
-    folder = files.output_folder(folder)
-    return folder / f"{folder.resolve().name}.cartridge"
+    path = files.local_path(folder)
+    return path / f"{path.resolve().name}.cartridge"
 
 
-def _open_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSet:
-    """Opens the targets in `data`, scoring conversations that have none yet."""
-    folder = files.epath.Path(data).expanduser()
-    has_conversations = (folder / "conversations.manifest.json").exists()
-    if has_conversations:
+def _open_targets(
+    model: LanguageModel, documents: Sequence[Document], data: str | os.PathLike[str]
+) -> ShardSet:
+    """Opens the targets in `data`, scoring conversations that have none yet.
+
+    Raises:
+      InputError: if they are about other documents or were scored by another model.
+    """
+    folder = files.local_path(data)
+    if (folder / f"{conversation.SHARDS}.manifest.json").exists():
+        studied = ShardSet.read(folder, conversation.SHARDS).inputs.get("corpus")
+        given = [{"name": d.name, "sha256": d.sha256} for d in documents]
+        difference = first_difference(studied, given, "corpus")
+        if difference:
+            raise InputError(f"the conversations in {folder} are about other text: {difference}")
         return targets_file.score_targets(model, folder)
     targets = ShardSet.read(folder, targets_file.SHARDS)
-    if targets.inputs.get("model") != model.identity:
-        name = (targets.inputs.get("model") or {}).get("name")
-        raise InputError(f"the targets in {folder} were scored by another model, {name!r}")
+    difference = first_difference(targets.inputs.get("model"), model.fingerprint, "model")
+    if difference:
+        raise InputError(f"the targets in {folder} were scored by another model: {difference}")
     return targets

@@ -12,6 +12,7 @@ import json
 import random
 
 from cartridges_jax.embedded import pools
+from cartridges_jax.errors import InputError
 from cartridges_jax.self_study.prompts import FAMILIES, SEED_PROMPTS
 
 
@@ -122,6 +123,7 @@ _GREETINGS = (
     "Write a greeting to {N}.",
 )
 PRONOUN_SHARE = 0.6
+MAX_PEOPLE = len(pools.MEDICATIONS)  # the smallest pool; nobody shares a value
 FACT_SHARE = 0.85  # each person has each attribute with this probability
 
 
@@ -209,7 +211,14 @@ def make_document(
       rng: source of every choice; equal states give equal documents.
       num_people: entries.
       filler_share: sentences without a fact for each one with a fact; None draws it from 0 to 0.5.
+
+    Raises:
+      InputError: if there are more people than values to tell them apart.
     """
+    if not 1 <= num_people <= MAX_PEOPLE:
+        raise InputError(
+            f"a register has 1 to {MAX_PEOPLE} people, whose values differ; {num_people=}"
+        )
     if filler_share is None:
         filler_share = rng.uniform(0.0, 0.5)
     place = f"{pools.made_up_name(rng)} {rng.choice(_PLACES)}"
@@ -381,12 +390,16 @@ def chance(document: GeneratedDocument, kind: str) -> float:
     He picks one of the people, or one of the values of the attribute that is asked for; for
     answers with several values all must be right, which by guessing hardly ever happens.
     """
-    people = {f.person for f in document.facts}
-    if kind in ("lookup", "reverse", "use case"):
-        return 1 / len(people)
-    if kind in ("two-hop", "compare"):
-        return 1 / len(people) ** 2
-    return 0.0
+    attributes = {f.attribute for f in document.facts}
+    people = len({f.person for f in document.facts})
+    one_value = len(attributes) / len(document.facts)  # an attribute's values, on average
+    return {
+        "lookup": one_value,
+        "use case": one_value,
+        "reverse": 1 / people,
+        "two-hop": one_value / people,
+        "compare": one_value**2,
+    }.get(kind, 0.0)
 
 
 def draw_seed_turn(rng: random.Random, document: GeneratedDocument) -> Turn | None:

@@ -15,6 +15,7 @@ import numpy as np
 from cartridges_jax import initializers
 from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.corpus import Document
+from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.transformer import Prefix
 
@@ -66,15 +67,26 @@ def control_arms(
     """The controls of a cartridge of `num_slots` over a corpus.
 
     A corpus that leaves less than `answer_room` tokens of the window is cut to what fits.
+
+    Raises:
+      InputError: if `answer_room` exceeds the window.
     """
     title, text = initializers.corpus_text(documents)
     empty = tuple(model.template.empty_context())
     whole = model.template.render_context(title, text)
     note = ""
     window = model.config.max_position_embeddings - answer_room
+    if window < 1:
+        raise InputError(
+            f"{answer_room} tokens for question and answer leave nothing of the model's window of "
+            f"{model.config.max_position_embeddings}; lower answer_max_tokens"
+        )
     if len(whole) > window:
-        note = f"the corpus has {len(whole)} tokens, cut to the {window} that fit the window"
+        size = len(whole)
         whole = truncated_context(model, title, text, window)
+        if len(whole) == len(empty):  # no sentence ends within the window: cut anywhere
+            whole = initializers.cut_context(model, title, text, window).tolist()
+        note = f"the corpus has {size} tokens, of which {len(whole)} fit the window"
     cut = truncated_context(model, title, text, num_slots)
     cut_note = "" if len(cut) > len(empty) else "no sentence fits: the empty context"
     return [

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from cartridges_jax import files
 from cartridges_jax.cartridge import Cartridge
-from cartridges_jax.config import require_positive, setting, to_dict
+from cartridges_jax.config import check_ranges, first_difference, setting, to_dict
 from cartridges_jax.corpus import Document
 from cartridges_jax.distillation import targets as targets_file
 from cartridges_jax.errors import InputError
@@ -35,16 +35,16 @@ from cartridges_jax.shards import ShardSet
 
 SAMPLES = 12  # held-out questions whose answers are shown
 TIMING_RUNS = 3
-TIMING_TOKENS = 32
+TIMING_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """Settings of an evaluation."""
 
-    answer_max_tokens: int = setting(96, "Longest answer, tokens; a longer one is wrong.")
+    answer_max_tokens: int = setting(96, "Longest answer, tokens; a longer one is wrong.", above=0)
     throughput_batch: int = setting(
-        16, "Requests that decode together when speed is measured; 0: off."
+        16, "Requests that decode together when speed is measured; 0: off.", at_least=0
     )
 
 
@@ -78,12 +78,17 @@ def evaluate(
       InputError: if the cartridge belongs to another model, or there is nothing to measure.
     """
     config = config or EvaluateConfig()
-    require_positive(config, "answer_max_tokens")
+    check_ranges(config)
     model.check_cartridge(cartridge)
+    made_of = cartridge.provenance.get("corpus")
+    given = [{"name": d.name, "sha256": d.sha256} for d in documents]
+    difference = first_difference(made_of, given, "corpus") if made_of is not None else None
+    if difference:
+        raise InputError(f"the cartridge was made of other text: {difference}")
     if not questions and held_out is None:
         raise InputError("an evaluation needs questions with answers or held-out conversations")
     folder = files.output_folder(out)
-    unseen = None if held_out is None else read_held_out(held_out, trained_on)
+    unseen = None if held_out is None else read_held_out(model, held_out, trained_on)
     results = measure(model, cartridge, documents, questions, unseen, config)
     files.write_json(folder / "results.json", results)
     write_report(folder / "report.html", results)
@@ -101,7 +106,7 @@ def measure(
     """Computes what `evaluate` writes."""
     # Room for the longest question and its answer beside the context.
     asked = [len(model.render_prompt(q.question, has_context=True)) for q in questions]
-    room = config.answer_max_tokens + max(asked, default=64)
+    room = max(config.answer_max_tokens + max(asked, default=64), 2 * TIMING_TOKENS + 16)
     arms = arms_module.control_arms(model, documents, cartridge.num_slots, room)
     arms.append(arms_module.cartridge_arm(cartridge))
     results: dict[str, Any] = {
@@ -133,7 +138,8 @@ def measure(
         for arm in arms:
             if arm.name in (arms_module.FULL_CONTEXT, arms_module.CARTRIDGE):
                 rate = decode_rate(model, arm, config.throughput_batch)
-                results["arms"][arm.name]["decode_tokens_per_s"] = rate
+                if rate is not None:
+                    results["arms"][arm.name]["decode_tokens_per_s"] = rate
     return results
 
 
@@ -147,12 +153,14 @@ class HeldOut:
 
 
 def read_held_out(
-    folder: str | os.PathLike[str], trained_on: str | os.PathLike[str] | None = None
+    model: LanguageModel,
+    folder: str | os.PathLike[str],
+    trained_on: str | os.PathLike[str] | None = None,
 ) -> HeldOut:
     """Reads a folder of conversations with targets, without those that ask what training asked.
 
     Raises:
-      InputError: if either folder is damaged or nothing is left.
+      InputError: if either folder is damaged, another model scored them, or nothing is left.
     """
     asked = set()
     if trained_on is not None:
@@ -161,6 +169,9 @@ def read_held_out(
             asked |= {c.messages[0]["content"] for c in load_conversations(training, index)}
     conversations = ShardSet.read(folder, conversation.SHARDS)
     targets = ShardSet.read(folder, targets_file.SHARDS)
+    difference = first_difference(targets.inputs.get("model"), model.fingerprint, "model")
+    if difference:
+        raise InputError(f"the targets in {folder} were scored by another model: {difference}")
     found = HeldOut([], [], 0)
     seen = 0
     for index in sorted(targets.shards):
@@ -227,12 +238,10 @@ def score_answers(
             "difference_to_reference": _share(paired_difference(marks, right[reference])),
             "by_type": by_type,
         }
-    chances = {
-        kind: statistics.fmean(
-            [q.chance for q in questions if q.type == kind and q.chance is not None] or [0.0]
-        )
-        for kind in types
-    }
+    chances: dict[str, float | None] = {}
+    for kind in types:
+        known = [q.chance for q in questions if q.type == kind and q.chance is not None]
+        chances[kind] = statistics.fmean(known) if known else None
     rows = []
     for i, question in enumerate(questions):
         given = {arm: {"text": answers[arm][i], "right": right[arm][i]} for arm in answers}
@@ -240,7 +249,7 @@ def score_answers(
     return {"accuracy": accuracy, "reference": reference, "chance": chances, "answers": rows}
 
 
-def decode_rate(model: LanguageModel, arm: Arm, batch: int) -> dict[str, Any]:
+def decode_rate(model: LanguageModel, arm: Arm, batch: int) -> dict[str, Any] | None:
     """Decode tokens a second of `batch` requests at once, reading of the context excluded.
 
     With "full context" each request carries the document in its own cache; with a cartridge all
@@ -257,10 +266,10 @@ def decode_rate(model: LanguageModel, arm: Arm, batch: int) -> dict[str, Any]:
         return time.perf_counter() - started
 
     seconds(TIMING_TOKENS)  # compiles; how many tokens are made is not compiled in
-    runs = [
-        batch * TIMING_TOKENS / max(seconds(2 * TIMING_TOKENS) - seconds(TIMING_TOKENS), 1e-9)
-        for _ in range(TIMING_RUNS)
-    ]
+    differences = [seconds(2 * TIMING_TOKENS) - seconds(TIMING_TOKENS) for _ in range(TIMING_RUNS)]
+    runs = [batch * TIMING_TOKENS / d for d in differences if d > 0]
+    if not runs:
+        return None  # a busy machine: the longer generations took no longer than the short ones
     return {
         "median": statistics.median(runs),
         "min": min(runs),
@@ -279,5 +288,6 @@ def _describe(model: LanguageModel, arm: Arm) -> dict[str, Any]:
     }
 
 
-def _share(share: Share) -> dict[str, float]:
-    return dataclasses.asdict(share)
+def _share(share: Share) -> dict[str, float | None]:
+    """A share as JSON, which has no NaN: the value over no questions is null."""
+    return dataclasses.asdict(share) | {"value": share.value if share.n else None}

@@ -37,7 +37,9 @@ def _svg(draw: Callable[[Any], None], width: float = 6.4, height: float = 3.4) -
     return out.getvalue().split("?>", 1)[-1].split('dtd">', 1)[-1]
 
 
-def _percent(share: dict[str, float]) -> str:
+def _percent(share: dict[str, Any]) -> str:
+    if share["n"] == 0:
+        return "–"
     return f"{100 * share['value']:.1f} % ({100 * share['low']:.0f}–{100 * share['high']:.0f})"
 
 

@@ -80,6 +80,7 @@ def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, seed: int = 0) -> Shar
     n = len(difference)
     if n == 0:
         return Share(math.nan, -1.0, 1.0, 0)
-    draws = np.random.default_rng(seed).integers(0, n, (BOOTSTRAP_SAMPLES, n))
-    low, high = np.quantile(difference[draws].mean(axis=1), [0.025, 0.975])
+    rng = np.random.default_rng(seed)
+    means = [difference[rng.integers(0, n, n)].mean() for _ in range(BOOTSTRAP_SAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975])
     return Share(float(difference.mean()), float(low), float(high), n)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from cartridges_jax import files
 from cartridges_jax.corpus import Document
 from cartridges_jax.embedded import documents as embedded_documents
 from cartridges_jax.embedded.documents import GeneratedDocument
@@ -49,13 +50,13 @@ def load_questions(path: str | os.PathLike[str]) -> list[Question]:
     Raises:
       InputError: naming the line, if one is not an object with `question` and `answers`.
     """
-    file = epath.Path(path).expanduser()
+    file = files.local_path(path)
     if not file.exists():
         raise InputError(f"there is no file of questions {path}")
     try:
-        lines = file.read_text().splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text; questions are JSON Lines") from error
+        lines = file.read_bytes().decode("utf-8").split("\n")  # JSON may hold other line ends
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path} is not UTF-8 text that can be read: {error}") from error
     questions = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -79,20 +80,23 @@ def _parse_question(line: str, where: str, name: str) -> Question:
     parser = fields.get("parser", "exact")
     if parser not in PARSERS:
         raise InputError(f"{where}: parser {parser!r} is none of {sorted(PARSERS)}")
+    chance = fields.get("chance")
+    if chance is not None and not (type(chance) in (int, float) and 0 <= chance <= 1):
+        raise InputError(f"{where}: chance must be a number from 0 to 1, got {chance!r}")
     return Question(
         str(fields.get("id", name)),
         str(fields.get("type", "question")),
         fields["question"],
         tuple(answers),
         parser,
-        fields.get("chance"),
+        chance,
     )
 
 
 def save_questions(path: epath.PathLike, questions: Sequence[Question]) -> None:
     """Writes questions as JSONL."""
     lines = [json.dumps(dataclasses.asdict(q), ensure_ascii=False) for q in questions]
-    epath.Path(path).write_text("\n".join(lines) + "\n")
+    files.write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
 def held_out_document(name: str, num_tokens: int) -> tuple[Document, GeneratedDocument]:

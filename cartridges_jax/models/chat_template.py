@@ -71,10 +71,14 @@ class ChatTemplate:
           InputError: if there is none.
         """
         path = epath.Path(folder) / "tokenizer_config.json"
-        fields = json.loads(path.read_text()) if path.exists() else {}
-        if not fields.get("chat_template"):
-            raise InputError(f"no chat_template in {path}; a chat model's folder has one")
-        return cls(tokenizer, fields["chat_template"])
+        try:
+            fields = json.loads(path.read_text()) if path.exists() else {}
+        except ValueError as error:
+            raise InputError(f"{path} is not valid JSON: {error}") from error
+        source = fields.get("chat_template") if isinstance(fields, dict) else None
+        if not isinstance(source, str) or not source:
+            raise InputError(f"no chat_template text in {path}; a chat model's folder has one")
+        return cls(tokenizer, source)
 
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False
@@ -99,8 +103,7 @@ class ChatTemplate:
         return self._encode_own(self._context_frame()[1])
 
     def _context_frame(self) -> tuple[str, str]:
-        stand_in = Message(role="system", content="\ue0000\ue001")
-        head, closing = self._jinja([stand_in], False).split("\ue0000\ue001")
+        [head, _, closing] = self._pieces(_stand_ins([Message(role="system", content="")]), False)
         return head, closing
 
     def empty_context(self) -> list[int]:
@@ -129,14 +132,10 @@ class ChatTemplate:
     def _render(
         self, messages: Sequence[Message], add_generation_prompt: bool
     ) -> tuple[list[int], list[bool]]:
-        stand_ins = [
-            Message(role=m["role"], content=f"\ue000{i}\ue001") for i, m in enumerate(messages)
-        ]
-        text = self._jinja(stand_ins, add_generation_prompt)
+        stand_ins = _stand_ins(messages)
         token_ids: list[int] = []
         is_answer: list[bool] = []
-        # Even pieces are the template's own text, odd ones the index of a message.
-        pieces = re.split("\ue000(\\d+)\ue001", text)
+        pieces = self._pieces(stand_ins, add_generation_prompt)
         answering = False
         for i, piece in enumerate(pieces):
             if i % 2:
@@ -156,6 +155,22 @@ class ChatTemplate:
                 token_ids += ids
                 is_answer += [flag] * len(ids)
         return token_ids, is_answer
+
+    def _pieces(self, stand_ins: Sequence[Message], add_generation_prompt: bool) -> list[str]:
+        """Renders stand-ins; even pieces are the template's own text, odd ones a message's index.
+
+        Raises:
+          InputError: if the template leaves out, repeats or reorders messages.
+        """
+        text = self._jinja(stand_ins, add_generation_prompt)
+        pieces = re.split("\ue000(\\d+)\ue001", text)
+        if pieces[1::2] != [str(i) for i in range(len(stand_ins))]:
+            roles = [m["role"] for m in stand_ins]
+            raise InputError(
+                f"this chat template does not render each of the turns {roles} once and in order "
+                "(some have no system turn), so a document cannot be put before a conversation"
+            )
+        return pieces
 
     def _closing(self, messages: Sequence[Message], following: str) -> str:
         """Returns the start of `following` that closes the last of `messages`."""
@@ -184,8 +199,14 @@ class ChatTemplate:
         }
         try:
             return self._template.render(**fields)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, LookupError, AttributeError) as error:
             raise InputError(f"the chat template rejects this conversation: {error}") from error
+
+
+def _stand_ins(messages: Sequence[Message]) -> list[Message]:
+    """Messages of the same roles whose contents are marks that no text contains."""
+    marks = (f"\ue000{i}\ue001" for i in range(len(messages)))
+    return [Message(role=m["role"], content=c) for m, c in zip(messages, marks, strict=True)]
 
 
 def _raise(message: str) -> None:

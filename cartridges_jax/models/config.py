@@ -144,7 +144,18 @@ def read_config(folder: epath.PathLike) -> ModelConfig:
         raise InputError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InputError(f"{path} holds {type(fields).__name__}, expected an object")
-    return parse_config(fields, str(path))
+    try:
+        config = parse_config(fields, str(path))
+    except InputError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} has a field of the wrong type: {error}") from error
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        is_size = field.type in (int, float) and field.name != "bos_token_id"
+        if is_size and not (type(value) in (int, float) and value > 0):
+            raise InputError(f"{path}: {field.name} must be a number above 0, got {value!r}")
+    return config
 
 
 def to_hf_fields(config: ModelConfig) -> dict[str, Any]:

@@ -91,14 +91,7 @@ def read_weights(folder: epath.PathLike, config: ModelConfig, mesh: Mesh, dtype)
         shape, or not finite; all such tensors are named together.
     """
     folder = epath.Path(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"no *.safetensors in {folder}; a Hugging Face model folder has some")
-    try:
-        handles = [safetensors.safe_open(str(file), framework="numpy") for file in files]
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"a weights file in {folder} is damaged: {error}") from error
-    holder = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 (no iter)
+    holder = _tensor_handles(folder)
 
     expected = list(_hf_tensors(config))
     known = {t.name for t in expected} | {"lm_head.weight"}  # tied checkpoints may repeat the head
@@ -137,6 +130,18 @@ def read_weights(folder: epath.PathLike, config: ModelConfig, mesh: Mesh, dtype)
         return nnx.merge(nnx.graphdef(abstract), placed)
 
 
+def _tensor_handles(folder: epath.Path) -> dict[str, Any]:
+    """Opens the weights files of a folder: the file that holds each tensor, by its name."""
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise InputError(f"no *.safetensors in {folder}; a Hugging Face model folder has some")
+    try:
+        opened = [safetensors.safe_open(str(path), framework="numpy") for path in paths]
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"a weights file in {folder} is damaged: {error}") from error
+    return {name: handle for handle in opened for name in handle.keys()}  # noqa: SIM118 (no iter)
+
+
 def export_folder(
     folder: epath.PathLike, model: Transformer, tokenizer: Tokenizer, chat_template: str
 ) -> None:
@@ -168,10 +173,7 @@ def export_folder(
 def weights_fingerprint(folder: epath.PathLike) -> str:
     """sha256 over sorted (name, dtype, shape, bytes) of the tensors, whatever files hold them."""
     digest = hashlib.sha256()
-    handles = {}
-    for file in sorted(epath.Path(folder).glob("*.safetensors")):
-        handle = safetensors.safe_open(str(file), framework="numpy")
-        handles.update(dict.fromkeys(handle.keys(), handle))
+    handles = _tensor_handles(epath.Path(folder))
     for name in sorted(handles):
         value = handles[name].get_tensor(name)
         digest.update(f"{name} {value.dtype} {value.shape}".encode())

@@ -33,9 +33,12 @@ class Tokenizer:
         if not path.exists():
             raise InputError(f"no tokenizer.model in {folder}; only SentencePiece is supported")
         try:
-            return cls(path.read_bytes())
+            tokenizer = cls(path.read_bytes())
         except RuntimeError as error:
             raise InputError(f"{path} is not a SentencePiece model: {error}") from error
+        if tokenizer.vocab_size == 0:
+            raise InputError(f"{path} is an empty SentencePiece model; it may be cut")
+        return tokenizer
 
     def serialized(self) -> bytes:
         """The bytes of the `tokenizer.model` file."""

@@ -32,7 +32,7 @@ class Client(Protocol):
     """A model that can read chunks."""
 
     @property
-    def identity(self) -> dict[str, Any]: ...
+    def fingerprint(self) -> dict[str, Any]: ...
 
     def read(self, chunk: Chunk) -> ChunkReader: ...
 
@@ -45,8 +45,8 @@ class LocalClient:
         self._batch_size = batch_size
 
     @property
-    def identity(self) -> dict[str, Any]:
-        return self._model.identity
+    def fingerprint(self) -> dict[str, Any]:
+        return self._model.fingerprint
 
     def read(self, chunk: Chunk) -> "LocalReader":
         context = self._model.template.render_context(chunk.title, chunk.text)

@@ -13,7 +13,7 @@ import random
 from collections.abc import Sequence
 
 from cartridges_jax import files
-from cartridges_jax.config import require_positive, setting, to_dict
+from cartridges_jax.config import check_ranges, setting, to_dict
 from cartridges_jax.corpus import Chunk, Document, draw_chunk
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
@@ -21,7 +21,7 @@ from cartridges_jax.metrics import progress
 from cartridges_jax.models.chat_template import Message
 from cartridges_jax.self_study.clients import Client, LocalClient
 from cartridges_jax.self_study.conversation import SHARDS, Conversation
-from cartridges_jax.self_study.prompts import draw_seed_prompts
+from cartridges_jax.self_study.prompts import SEED_PROMPTS, draw_seed_prompts
 from cartridges_jax.shards import ShardSet
 
 
@@ -31,17 +31,27 @@ class SynthesisConfig:
     512 to 4096 tokens (arXiv 2506.06266); these defaults suit the embedded model.
     """
 
-    num_conversations: int = setting(1024, "Conversations to write, in all.")
-    conversations_per_chunk: int = setting(16, "Conversations that share one chunk, one unit.")
-    chunk_min_tokens: int = setting(128, "Shortest chunk, tokens.")
-    chunk_max_tokens: int = setting(512, "Longest chunk, tokens.")
-    question_temperature: float = setting(0.6, "Sampling temperature of bot A, who asks.")
-    answer_temperature: float = setting(0.0, "Sampling temperature of bot B; 0 is greedy.")
-    question_max_tokens: int = setting(
-        64, "Longest first message, tokens; longer ones are redrawn."
+    num_conversations: int = setting(1024, "Conversations to write, in all.", above=0)
+    conversations_per_chunk: int = setting(
+        16, "Conversations that share one chunk, one unit.", above=0
     )
-    answer_max_tokens: int = setting(96, "Longest answer, tokens; longer ones are dropped.")
-    seed: int = setting(0, "Seed of chunks, prompts and sampling.")
+    chunk_min_tokens: int = setting(
+        128, "Shortest width that is drawn, tokens; a chunk at an edge is cut shorter.", above=0
+    )
+    chunk_max_tokens: int = setting(512, "Longest width that is drawn, tokens.", above=0)
+    question_temperature: float = setting(
+        0.6, "Sampling temperature of bot A, who asks.", at_least=0
+    )
+    answer_temperature: float = setting(
+        0.0, "Sampling temperature of bot B; 0 is greedy.", at_least=0
+    )
+    question_max_tokens: int = setting(
+        64, "Longest first message, tokens; longer ones are dropped.", above=0
+    )
+    answer_max_tokens: int = setting(
+        96, "Longest answer, tokens; longer ones are dropped.", above=0
+    )
+    seed: int = setting(0, "Seed of chunks, prompts and sampling.", at_least=0)
 
 
 class _Drawer:
@@ -92,29 +102,23 @@ def synthesize(
       InputError: on settings or a corpus that cannot work, or a folder begun with others.
     """
     config = config or SynthesisConfig()
-    require_positive(
-        config,
-        "num_conversations",
-        "conversations_per_chunk",
-        "chunk_min_tokens",
-        "question_max_tokens",
-        "answer_max_tokens",
-    )
+    check_ranges(config)
     if config.chunk_min_tokens > config.chunk_max_tokens:
         raise InputError(f"{config.chunk_min_tokens=} exceeds {config.chunk_max_tokens=}")
     window = model.config.max_position_embeddings
-    need = config.chunk_max_tokens + config.question_max_tokens + config.answer_max_tokens
-    if need > window:
-        raise InputError(
-            f"a chunk of {config.chunk_max_tokens} tokens with question and answer needs {need}, "
-            f"the model's window is {window}; lower chunk_max_tokens"
-        )
     if not documents:
         raise InputError("there is no document to study")
+    need = config.chunk_max_tokens + _frame_tokens(model, documents)
+    need += config.question_max_tokens + config.answer_max_tokens
+    if need > window:
+        raise InputError(
+            f"a chunk of {config.chunk_max_tokens} tokens with title, question and answer needs "
+            f"{need} tokens, the model's window is {window}; lower chunk_max_tokens"
+        )
     client = client or LocalClient(model, batch_size=config.conversations_per_chunk)
     folder = files.output_folder(out)
     inputs = to_dict(config) | {
-        "model": client.identity,
+        "model": client.fingerprint,
         "corpus": [{"name": d.name, "sha256": d.sha256} for d in documents],
     }
     # How many conversations are wanted is not an input: a larger run continues a smaller one.
@@ -138,6 +142,14 @@ def synthesize(
             )
     bar.close()
     return shards
+
+
+def _frame_tokens(model: LanguageModel, documents: Sequence[Document]) -> int:
+    """Tokens beside chunk, question and answer: the longest title and seed, in their frames."""
+    title = max(len(model.template.render_context(d.title, "")) for d in documents)
+    prompts = [prompt for family in SEED_PROMPTS.values() for prompt in family]
+    seed = max(len(model.render_prompt(prompt, has_context=True)) for prompt in prompts)
+    return title + seed
 
 
 def _study_unit(

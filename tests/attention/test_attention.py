@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 from cartridges_jax.attention import attention
 from cartridges_jax.attention import blocked as blocked_module
 from cartridges_jax.sharding import DATA, TOKENS_BT, head_axis, make_mesh, place
+from tests.conftest import MESHES
 
-MESHES = ((1, 1), (4, 2), (2, 4))
 IMPLEMENTATIONS = ("reference", "blocked")
 
 

@@ -16,7 +16,13 @@ from tests.conftest import MESHES, make_tiny_model
 
 DOCUMENT = Document("d", "People", "Ada Brown lives in Oslo. She works as a baker. " * 12)
 CONFIG = TrainConfig(
-    num_slots=12, num_steps=8, rows_per_step=4, row_length=128, warmup_steps=2, checkpoint_every=3
+    num_slots=12,
+    num_steps=8,
+    rows_per_step=4,
+    row_length=128,
+    warmup_steps=2,
+    checkpoint_every=3,
+    learning_rate=0.02,
 )
 
 
@@ -98,12 +104,23 @@ def test_the_best_validated_cartridge_is_kept_also_after_a_stop(tiny, tmp_path):
         return [0.2, 0.9, 0.5][len(seen) - 1]
 
     seen: list[np.ndarray] = []
-    best = run(tiny, tmp_path, "run", validate=score_by_step)  # at steps 3, 6 and 8
+    best = run(tiny, tmp_path, "whole", validate=score_by_step)  # at steps 3, 6 and 8
     assert len(seen) == 3
     np.testing.assert_array_equal(best.keys, seen[1])
-    again = run(tiny, tmp_path, "run", validate=score_by_step)  # finished: nothing is validated
-    np.testing.assert_array_equal(again.keys, seen[1])
+
+    def stop_at_the_last(cartridge: Cartridge) -> float:
+        if len(seen) == 2:
+            raise StopError
+        return score_by_step(cartridge)
+
+    seen = []
+    with pytest.raises(StopError):
+        run(tiny, tmp_path, "stopped", validate=stop_at_the_last)
+    again = run(tiny, tmp_path, "stopped", validate=score_by_step)
+    np.testing.assert_array_equal(again.keys, best.keys)
     assert len(seen) == 3 and again.provenance["best"] == {"step": 6, "score": 0.9}
+    with pytest.raises(InputError, match="validated=True, now validated=False"):
+        run(tiny, tmp_path, "stopped")
 
 
 def test_warm_up_is_above_zero_at_the_first_step():
@@ -131,6 +148,9 @@ def test_initialisers(tiny, initializer):
         ({"num_slots": 0}, "num_slots must be above 0"),
         ({"num_slots": 5000}, "fewer than the 5000 slots"),
         ({"num_frozen": 12}, "it must leave some"),
+        ({"num_slots": 480, "row_length": 512}, "exceed the model's window"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"final_rate_share": -0.5}, "final_rate_share must be at least 0"),
         ({"row_length": 1}, "raise row_length"),
         ({"learning_rate": 3e38}, "lower learning_rate"),
     ],
@@ -144,6 +164,9 @@ def test_other_settings_and_other_models_are_refused(tiny, tmp_path):
     run(tiny, tmp_path, "run")
     with pytest.raises(InputError, match=r"learning_rate=0\.02, now learning_rate=0\.01"):
         run(tiny, tmp_path, "run", dataclasses.replace(CONFIG, learning_rate=0.01))
+    with pytest.raises(InputError, match=r"corpus\[0\]\.sha256"):
+        text = [Document("d", "People", "Other text. " * 40)]
+        train(tiny, text, tmp_path / "data", tmp_path / "run", CONFIG)
     other = make_tiny_model()
     other.identity["weights"] = "other"
     with pytest.raises(InputError, match="scored by another model"):

@@ -1,6 +1,7 @@
 """The procedural documents tell the truth about themselves, and the shipped model reads them."""
 
 import random
+import re
 
 import jax
 import numpy as np
@@ -43,14 +44,39 @@ def test_a_window_keeps_only_what_it_shows():
 
 @pytest.mark.parametrize("kind", documents.TURN_KINDS)
 def test_turns_can_be_answered_from_the_text(kind):
+    """Every name and value in an answer is a fact about a person whom the answer or question names.
+
+    So an answer that mixes people up, or tells a value of somebody else, fails.
+    """
     rng = random.Random(2)
     document = documents.make_document(rng, 6)
-    values = {f.value for f in document.facts} | {f.person for f in document.facts}
-    for _ in range(20):
+    for _ in range(40):
         turn = documents.draw_turn(rng, document, kind)
         assert turn is not None and turn.kind == kind
-        assert any(value in turn.answer for value in values)
+        told = f"{turn.question} {turn.answer}"
+        people = {f.person for f in document.facts if f.person in told}
+        values = [f for f in document.facts if re.search(rf"\b{f.value}\b", turn.answer)]
+        assert values and {f.person for f in values} == people
+        assert len(people) == (2 if kind == "compare" else 1)
         assert "{" not in turn.question
+
+
+def test_lookups_answer_what_they_ask():
+    """The right value, worked out here from the sentence that states it."""
+    rng = random.Random(4)
+    document = documents.make_document(rng, 6)
+    words = {
+        "live": "city", "home city": "city", "born": "birth year", "birth year": "birth year",
+        "room": "room", "desk": "room", "medication": "medication", "take": "medication",
+        "job": "job", "trade": "job", "work as": "job", "employ": "employer", "firm": "employer",
+    }  # fmt: skip
+    for _ in range(60):
+        turn = documents.draw_turn(rng, document, "lookup")
+        asked = {attribute for word, attribute in words.items() if word in turn.question}
+        assert len(asked) == 1, turn.question
+        [fact] = [f for f in document.facts if f.person in turn.question and f.attribute in asked]
+        sentence = document.text[fact.start : fact.end]
+        assert fact.value in sentence and fact.value in turn.answer
 
 
 def test_training_rows_depend_on_seed_and_index_alone(embedded):

@@ -69,8 +69,16 @@ def test_context_is_head_text_closing():
 
 def test_a_template_that_hides_the_system_turn_is_refused():
     late = "{% for m in messages | reverse %}{{ m['role'] + m['content'] }}{% endfor %}"
+    without = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}"
+    for source in (late, without):
+        template = ChatTemplate(TOKENIZER, source)
+        with pytest.raises(InputError, match="each of the turns"):
+            template.render_suffix(conversation("Who?"))
+    with pytest.raises(InputError, match="each of the turns"):
+        ChatTemplate(TOKENIZER, without).render_context("", "a document")
+    changed = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(InputError, match="does not render the system turn as a prefix"):
-        ChatTemplate(TOKENIZER, late).render_suffix(conversation("Who?"))
+        ChatTemplate(TOKENIZER, changed).render_suffix(conversation("Who?"))
 
 
 def test_a_template_cannot_reach_out_of_its_sandbox():

@@ -16,7 +16,7 @@ from cartridges_jax.shards import ShardSet
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Explains a cartridge, a folder of conversations or targets, or a model.
+    """Explains a cartridge, a folder of conversations or targets, results.json, or a model.
 
     Raises:
       InputError: if it does not exist, is damaged, or is none of these.
@@ -29,7 +29,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not target.exists():
         raise InputError(f"there is no file or folder {path}")
     if not target.is_dir():
-        return _cartridge(target)
+        return _results(target) if target.suffix == ".json" else _cartridge(target)
     if (target / "config.json").exists():
         return _model(target)
     found: dict[str, Any] = {}
@@ -42,6 +42,28 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not found:
         raise InputError(f"{path} holds no cartridge, no conversations, no targets and no model")
     return found
+
+
+def _results(path: epath.Path) -> dict[str, Any]:
+    """A results.json of `evaluate`: its corpus, and one line for each arm."""
+    try:
+        results = json.loads(path.read_text())
+        described: dict[str, Any] = {
+            "results": os.fspath(path),
+            "model": results["model"]["name"],
+            "corpus": ", ".join(d["name"] for d in results["corpus"][:5]),
+        }
+        for name, arm in results["arms"].items():
+            words = [f"{arm['tokens']} tokens or slots", human_bytes(arm["kv_bytes"])]
+            if "accuracy" in results:
+                share = results["accuracy"][name]["all"]
+                words.append(f"{100 * share['value']:.1f} % of {share['n']} questions right")
+            if "held_out" in arm:
+                words.append(f"KL {arm['held_out']['kl']:.4f} nats a token")
+            described[name] = ", ".join(words)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} holds no results of an evaluation ({error!r})") from error
+    return described
 
 
 def _cartridge(path: epath.Path) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def test_initialisers(tiny, initializer):
     ("change", "words"),
     [
         ({"num_slots": 0}, "num_slots must be above 0"),
-        ({"num_slots": 5000}, "fewer than the 5000 slots"),
+        ({"num_slots": 400}, "fewer than the 400 slots"),
         ({"num_frozen": 12}, "it must leave some"),
         ({"num_slots": 480, "row_length": 512}, "exceed the model's window"),
         ({"seed": -1}, "seed must be at least 0"),

@@ -91,7 +91,7 @@ def _shards(shards: ShardSet) -> dict[str, Any]:
     described: dict[str, Any] = {
         shards.name: f"{shards.num_records} in {len(shards.shards)} shards "
         f"(hash {shards.fingerprint[:12]})",
-        f"{shards.name} model": f"{model.get('name')} (weights {model.get('weights', '?')[:12]})",
+        f"{shards.name} model": f"weights {model.get('weights', '?')[:12]}",
     }
     if shards.name == conversation.SHARDS:
         names = [d["name"] for d in shards.inputs.get("corpus", [])]

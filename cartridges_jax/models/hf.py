@@ -139,7 +139,7 @@ def _tensor_handles(folder: epath.Path) -> dict[str, Any]:
         opened = [safetensors.safe_open(str(path), framework="numpy") for path in paths]
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"a weights file in {folder} is damaged: {error}") from error
-    return {name: handle for handle in opened for name in handle.keys()}  # noqa: SIM118 (no iter)
+    return {name: handle for handle in opened for name in handle.keys()}  # noqa: SIM118 (a handle has keys but cannot be iterated)
 
 
 def export_folder(

@@ -98,7 +98,10 @@ def test_the_start_weights_hold_induction_heads(embedded):
     with jax.set_mesh(local_mesh()):
         model = induction_initialize(embedded.config, 0)
         tokens = np.tile(np.concatenate([half, half]).astype(np.int32), (1, 1))
-        place_it = lambda x: place(embedded.mesh, x, TOKENS_BT)  # noqa: E731
+
+        def place_it(x):
+            return place(embedded.mesh, x, TOKENS_BT)
+
         x = model.embed(place_it(tokens))
         angles = model.angles(place_it(np.arange(120, dtype=np.int32)[None]))
         first, second = (jax.tree.map(lambda w, i=i: w[i], model.blocks) for i in (0, 1))

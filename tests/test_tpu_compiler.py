@@ -47,7 +47,10 @@ def abstract(mesh, tree, spec=None):
 
     if spec is not None:
         return jax.tree.map(lambda x: leaf(x, spec), tree)
-    is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+
+    def is_variable(x):
+        return isinstance(x, nnx.Variable)
+
     specs = jax.tree.map(lambda v: v.get_metadata()["spec"], nnx.state(tree), is_leaf=is_variable)
     state = jax.tree.map(leaf, nnx.as_pure(nnx.state(tree)), nnx.as_pure(specs))
     return nnx.merge(nnx.graphdef(tree), state)
@@ -77,9 +80,11 @@ def test_a_training_step_of_a_1b_model_fits_16_chips(mesh):
             k: jax.ShapeDtypeStruct(*v, sharding=NamedSharding(mesh, P(DATA)))
             for k, v in batch.items()
         }
-        place = lambda x: jax.ShapeDtypeStruct(  # noqa: E731
-            x.shape, x.dtype, sharding=NamedSharding(mesh, heads if x.ndim == 4 else P())
-        )
+
+        def place(x):
+            where = NamedSharding(mesh, heads if x.ndim == 4 else P())
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
         step = make_train_step(graphdef, optimizer)
         lowered = step.lower(*jax.tree.map(place, (trainable, moments, frozen)), base, rows)
         compiled = lowered.compile()

@@ -26,6 +26,7 @@ setup(
         "etils[epath]>=1.12",
         "flax>=0.12.8",
         "grain>=0.2.18",
+        "huggingface_hub>=1.0",
         "importlib_resources>=6",  # tensorflow-datasets imports it on Python 3.11
         "jax>=0.10.2",
         "jaxtyping>=0.3",
@@ -34,9 +35,11 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
+        "protobuf>=5",  # sentencepiece's model file is one
         "safetensors>=0.5",
         "sentencepiece>=0.2",
         "tensorflow-datasets>=4.9.10",
+        "tokenizers>=0.22",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -20,7 +20,10 @@ from cartridges_jax.errors import InputError
 if TYPE_CHECKING:
     from cartridges_jax.language_model import LanguageModel
 
-_MODEL_HELP = "Model: a Hugging Face folder, or 'embedded' for the small one in the package."
+_MODEL_HELP = (
+    "Model: a Hugging Face folder, a Hub name (org/name[@revision], downloaded once), or "
+    "'embedded' for the small one in the package."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +43,52 @@ def _define_model(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "mesh_model", 1, "Devices that share one copy of the weights.", flag_values=values
     )
+    flags.DEFINE_enum(
+        "dtype",
+        "auto",
+        ("auto", "float32", "bfloat16"),
+        "Of weights and KV cache; auto is float32 on CPU, bfloat16 elsewhere.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "quantization",
+        "none",
+        ("none", "int8"),
+        "int8 keeps the model's matrices in one byte a weight.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "template_option",
+        [],
+        "NAME=JSON: a variable of the model's chat template, such as enable_thinking=false; may be "
+        "given several times.",
+        flag_values=values,
+    )
 
 
 def _load_model(values: flags.FlagValues) -> "LanguageModel":
     from cartridges_jax.language_model import load_model
     from cartridges_jax.sharding import make_mesh
 
-    return load_model(values.model, mesh=make_mesh(values.mesh_data, values.mesh_model))
+    return load_model(
+        values.model,
+        dtype=None if values.dtype == "auto" else values.dtype,
+        mesh=make_mesh(values.mesh_data, values.mesh_model),
+        quantization=values.quantization,
+        template_options=dict(map(_template_option, values.template_option)),
+    )
+
+
+def _template_option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    try:
+        if not name.isidentifier() or not equals:
+            raise ValueError
+        return name, json.loads(value)
+    except ValueError:
+        raise InputError(
+            f"--template_option must be NAME=JSON, such as enable_thinking=false, got {text!r}"
+        ) from None
 
 
 def _string(values: flags.FlagValues, name: str, default: str | None, text: str) -> None:
@@ -267,8 +309,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry_point() -> Any:
     # Programs compiled once are found again by the next command; set before jax is imported.
-    cache = os.path.join(os.path.expanduser("~"), ".cache", "cartridges_jax", "xla")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    from cartridges_jax.files import cache_folder
+
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.fspath(cache_folder() / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     sys.exit(main())
 

@@ -75,6 +75,12 @@ def write_json(path: epath.PathLike, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
+def cache_folder() -> epath.Path:
+    """The user's cache of this package: compiled programs and hashes. Safe to delete."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return epath.Path(home) / "cartridges_jax"
+
+
 def output_folder(path: epath.PathLike) -> epath.Path:
     """Makes a folder to write to.
 

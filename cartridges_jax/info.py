@@ -10,7 +10,7 @@ from cartridges_jax import cartridge_file
 from cartridges_jax.distillation import targets
 from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation.report import human_bytes
-from cartridges_jax.models.config import read_config
+from cartridges_jax.models.config import ModelConfig, read_config
 from cartridges_jax.self_study import conversation
 from cartridges_jax.shards import ShardSet
 
@@ -21,11 +21,11 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       InputError: if it does not exist, is damaged, or is none of these.
     """
-    if os.fspath(path) == "embedded":
-        from cartridges_jax.language_model import EMBEDDED_FOLDER
+    from cartridges_jax.models.hub import is_model_name, locate_model
 
-        return _model(EMBEDDED_FOLDER)
     target = epath.Path(path).expanduser()
+    if not target.exists() and is_model_name(path):
+        return _model(locate_model(path))
     if not target.exists():
         raise InputError(f"there is no file or folder {path}")
     if not target.is_dir():
@@ -107,17 +107,41 @@ def _shards(shards: ShardSet) -> dict[str, Any]:
 
 
 def _model(folder: epath.Path) -> dict[str, Any]:
-    config = read_config(folder)
-    from cartridges_jax.models import hf
+    from cartridges_jax.models.chat_template import ChatTemplate
+    from cartridges_jax.models.fingerprint import weights_fingerprint
+    from cartridges_jax.models.tokenizer import load_tokenizer
 
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder)
+    template = ChatTemplate.load(folder, tokenizer)
+    context = template.render_context("", "TEXT")
     return {
         "model": os.fspath(folder),
+        "family": config.family,
         "parameters": f"{config.num_params():,}",
         "layers": config.num_layers,
         "heads": f"{config.num_heads} query, {config.num_kv_heads} key-value, of {config.head_dim}",
         "width": f"{config.hidden_size}, MLP {config.mlp_size}, vocabulary {config.vocab_size}",
+        "options": ", ".join(_options(config)) or "none",
         "window": f"{config.max_position_embeddings} tokens",
-        "KV per token": human_bytes(4 * config.kv_floats_per_token) + " in float32",
-        "rope": f"theta {config.rope_theta:g}, scaling {config.rope_scaling}",
-        "weights": hf.weights_fingerprint(folder),
+        "KV per token": f"{human_bytes(4 * config.kv_floats_per_token)} in float32, "
+        f"{human_bytes(2 * config.kv_floats_per_token)} in bfloat16",
+        "rope": f"theta {config.rope.theta:g}, scaling {config.rope.scaling}",
+        "tokenizer": f"{type(tokenizer).__name__}, {tokenizer.vocab_size} tokens, "
+        f"BOS {tokenizer.bos_token!r}, hash {tokenizer.fingerprint[:12]}",
+        "stop tokens": ", ".join(map(str, config.eos_token_ids)),
+        "chat template": f"{len(template.source)} characters; {len(context)} tokens around "
+        "a context of one word",
+        "weights": weights_fingerprint(folder),
     }
+
+
+def _options(config: ModelConfig) -> list[str]:
+    named = {
+        "tied embeddings": config.tie_embeddings,
+        "norms on q and k": config.qk_norm,
+        "biases on q, k, v": config.qkv_bias,
+        "bias on the attention's output": config.output_bias,
+        "biases in the MLP": config.mlp_bias,
+    }
+    return [name for name, given in named.items() if given]

@@ -1,24 +1,23 @@
 """The public object: a frozen model with its tokenizer, ready to read, answer and use cartridges.
 
-`load_model` reads a Hugging Face folder or the embedded model. Every method enters the model's
-mesh, so the library works without an entry point.
+`load_model` reads a Hugging Face folder, a Hub name or the embedded model. Every method enters the
+model's mesh, so the library works without an entry point.
 """
 
 import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from cartridges_jax import files, sharding
+from cartridges_jax import sharding
 from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.config import digest
 from cartridges_jax.errors import InputError
@@ -26,13 +25,14 @@ from cartridges_jax.models import config as model_config
 from cartridges_jax.models import hf
 from cartridges_jax.models.chat_template import ChatTemplate, Message
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.models.generate import generate_ids
-from cartridges_jax.models.tokenizer import Tokenizer
+from cartridges_jax.models.fingerprint import weights_fingerprint
+from cartridges_jax.models.generate import Decoding, Sampling
+from cartridges_jax.models.hub import locate_model
+from cartridges_jax.models.tokenizer import Tokenizer, load_tokenizer
 from cartridges_jax.models.transformer import KV, Prefix, Transformer
 
 _log = logging.getLogger(__name__)
 
-EMBEDDED_FOLDER = epath.Path(__file__).parent / "embedded" / "model"
 STREAM_TOKENS = 8  # tokens that appear at a time
 PREFIX_STEP = 256  # prefixes read from text are padded up to a multiple of this many slots
 
@@ -82,7 +82,7 @@ class LanguageModel:
 
     @property
     def dtype(self) -> Any:
-        return self.transformer.embedding[...].dtype
+        return self.transformer.dtype
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -94,22 +94,24 @@ class LanguageModel:
             "weights": self._weights_hash,
             "tokenizer": self.tokenizer.fingerprint,
             "chat_template": digest(self.template.source),
-            "rope": {"theta": self.config.rope_theta, "scaling": fields["rope_scaling"]},
-            "dtype": jnp.dtype(self.dtype).name,
+            "rope": fields["rope"],
+            "template_options": self.template.options,
+            "dtype": "int8" if self.transformer.is_quantized else jnp.dtype(self.dtype).name,
         }
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The part of `identity` that decides whether two models are the same.
+        """The part of `identity` that decides what a stage makes.
 
         Neither the folder's name nor the dtype of loading is in it.
         """
-        return {key: self.identity[key] for key in _IDENTITY_WORDS}
+        keys = (*_IDENTITY_WORDS, "template_options")
+        return {key: self.identity[key] for key in keys}
 
     def check_cartridge(self, cartridge: Cartridge, where: str = "the cartridge") -> None:
         """Raises `InputError` that says what differs if a cartridge was made for another model.
 
-        Another dtype of the same weights is only logged.
+        Another dtype of the same weights, or other options of the template, are only logged.
         """
         L, _, K, H = cartridge.keys.shape
         c = self.config
@@ -131,8 +133,9 @@ class LanguageModel:
                     f"from that of {ours['name']!r}: {_short(theirs.get(key))} against "
                     f"{_short(ours[key])}; load it on its own model, or make it again on this one"
                 )
-        if theirs.get("dtype") != ours["dtype"]:
-            _log.warning("%s was made in %s, runs in %s", where, theirs.get("dtype"), ours["dtype"])
+        for key in ("dtype", "template_options"):
+            if theirs.get(key, ours[key]) != ours[key]:
+                _log.warning("%s: its %s was %s, is now %s", where, key, theirs[key], ours[key])
 
     def logits(self, token_ids: Any, cartridge: Cartridge | None = None) -> jax.Array:
         """Returns the logits of given tokens, for inspection and tests.
@@ -177,6 +180,11 @@ class LanguageModel:
         length = jnp.asarray(len(ids), jnp.int32)
         return Prefix(KV(keys, values), length, length)
 
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: those of the configs, and what closes the template's turns."""
+        return tuple(dict.fromkeys((*self.config.eos_token_ids, self.template.answer_end_id)))
+
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -184,10 +192,14 @@ class LanguageModel:
         *,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
         seed: int = 0,
         seeds: Sequence[int] | None = None,
+        stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] | None = None,
+        on_text: Callable[[int, str], object] | None = None,
         batch_size: int = 64,
-        stop_at_end: bool = True,
     ) -> list[Generation]:
         """Answers prompts in batches.
 
@@ -197,55 +209,52 @@ class LanguageModel:
           cartridge: the context that all prompts share, or None.
           max_new_tokens: most tokens of an answer.
           temperature: 0 for greedy decoding.
+          top_k: samples among the k likeliest tokens; 0 for all.
+          top_p: samples among the fewest tokens with this share of the probability.
           seed: of sampling; prompt i uses seed + i, whatever the batches are.
           seeds: one for each prompt, instead of `seed`.
+          stop: texts that end an answer; they are not part of it.
+          stop_token_ids: tokens that end an answer; None for the model's own `stop_ids`, an empty
+            list for none.
+          on_text: called with a prompt's index and the next piece of its answer, while it grows.
           batch_size: prompts that run together.
-          stop_at_end: False goes on after the end of the answer, to measure speed.
 
         Returns:
           One `Generation` per prompt, in order.
 
         Raises:
-          InputError: if the cartridge belongs to another model, a prompt is empty, or it does not
-            fit the window with its answer.
+          InputError: if the cartridge belongs to another model, a setting cannot be used, a prompt
+            is empty, or it does not fit the window with its answer.
         """
         prefix = self.as_prefix(cartridge)
-        stop_ids = self.config.eos_token_ids if stop_at_end else ()
-        rendered = [
-            self.render_prompt(prompt, has_context=prefix is not None) for prompt in prompts
-        ]
+        sampling = Sampling(float(temperature), top_k, float(top_p))
+        _check_generation(sampling, max_new_tokens, batch_size, stop)
+        rendered = [self.render_prompt(p, has_context=prefix is not None) for p in prompts]
         if any(not ids for ids in rendered):
             raise InputError("a prompt to generate from is empty")
-        if max_new_tokens < 1 or batch_size < 1 or temperature < 0:
-            raise InputError(
-                f"{max_new_tokens=} and {batch_size=} must be above 0, {temperature=} at least 0"
-            )
-        start = 0 if prefix is None else int(prefix.next_position)
-        longest = start + max(map(len, rendered), default=0) + max_new_tokens
-        if longest > self.config.max_position_embeddings:
-            raise InputError(
-                f"context, prompt and {max_new_tokens} new tokens need {longest} positions, the "
-                f"model's window is {self.config.max_position_embeddings}"
-            )
         row_seeds = list(seeds) if seeds is not None else [seed + i for i in range(len(rendered))]
+        if len(row_seeds) != len(rendered):
+            raise InputError(f"{len(row_seeds)} seeds were given for {len(rendered)} prompts")
         out: list[Generation] = []
         for start in range(0, len(rendered), batch_size):
-            sampled = generate_ids(
-                self.transformer,
+            shown = [0] * batch_size
+            answers: list[Generation] = []
+            for answers in self._grow(
                 rendered[start : start + batch_size],
-                prefix=prefix,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                seeds=row_seeds[start : start + batch_size],
-                stop_ids=stop_ids,
-                mesh=self.mesh,
-            )
-            for ids, logprobs, length in zip(*sampled, strict=True):
-                kept = ids[:length].tolist()
-                stopped = kept[-1] in stop_ids
-                text = self.tokenizer.decode(kept[:-1] if stopped else kept)
-                reason = "stop" if stopped else "length"
-                out.append(Generation(text, kept, logprobs[:length].tolist(), reason))
+                prefix,
+                max_new_tokens,
+                sampling,
+                row_seeds[start : start + batch_size],
+                self.stop_ids if stop_token_ids is None else tuple(stop_token_ids),
+                stop,
+                piece=STREAM_TOKENS if stop or on_text else None,
+            ):
+                for i, answer in enumerate(answers if on_text else ()):
+                    new = _settled(answer, stop)[shown[i] :]
+                    if new and on_text is not None:
+                        shown[i] += len(new)
+                        on_text(start + i, new)
+            out += answers
         return out
 
     def stream(
@@ -255,34 +264,93 @@ class LanguageModel:
         *,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
         seed: int = 0,
+        stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """Yields the text of one answer in pieces of a few tokens.
+        """Yields the text of one answer in pieces of a few tokens; arguments as in `generate`.
 
-        Greedy, it is the text of `generate`; sampled, another draw. Each piece reads the prompt and
-        the answer so far again, which is cheap after a cartridge.
+        The pieces together are the text that `generate` returns.
         """
         prefix = self.as_prefix(cartridge)
+        sampling = Sampling(float(temperature), top_k, float(top_p))
+        _check_generation(sampling, max_new_tokens, 1, stop)
         ids = self.render_prompt(prompt, has_context=prefix is not None)
-        answer: list[int] = []
-        shown = ""
-        while len(answer) < max_new_tokens:
-            [piece] = self.generate(
-                [[*ids, *answer]],
-                prefix,
-                max_new_tokens=min(STREAM_TOKENS, max_new_tokens - len(answer)),
-                temperature=temperature,
-                seed=seed + len(answer),
+        if not ids:
+            raise InputError("a prompt to generate from is empty")
+        shown = 0
+        for [answer] in self._grow(
+            [ids], prefix, max_new_tokens, sampling, [seed], self.stop_ids, stop, STREAM_TOKENS
+        ):
+            new = _settled(answer, stop)[shown:]
+            shown += len(new)
+            if new:
+                yield new
+
+    def _grow(
+        self,
+        prompts: Sequence[Sequence[int]],
+        prefix: Prefix | None,
+        max_new_tokens: int,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        stop_ids: tuple[int, ...],
+        stop: Sequence[str],
+        piece: int | None,
+    ) -> Iterator[list[Generation]]:
+        """Yields the answers of one batch as they grow, after every `piece` tokens.
+
+        An answer that is not at its end has the finish_reason "".
+        """
+        start = 0 if prefix is None else int(prefix.next_position)
+        longest = start + max(map(len, prompts)) + max_new_tokens
+        if longest > self.config.max_position_embeddings:
+            raise InputError(
+                f"context, prompt and {max_new_tokens} new tokens need {longest} positions, the "
+                f"model's window is {self.config.max_position_embeddings}"
             )
-            stopped = piece.finish_reason == "stop"
-            answer += piece.token_ids[:-1] if stopped else piece.token_ids
-            ended = stopped or len(answer) >= max_new_tokens
-            text = self.tokenizer.decode(answer)
-            if ended or not text.endswith("\ufffd"):  # a character may be cut between pieces
-                yield text[len(shown) :]
-                shown = text
-            if ended:
-                return
+        run = Decoding(
+            self.transformer,
+            prompts,
+            prefix=prefix,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seeds=seeds,
+            stop_ids=stop_ids,
+            mesh=self.mesh,
+        )
+        done: dict[int, Generation] = {}
+        while len(done) < len(prompts):
+            run.advance(piece)
+            answers = []
+            for i, (ids, logprobs) in enumerate(run.rows()):
+                answer = done.get(i) or self._answer(ids, logprobs, stop_ids, stop, max_new_tokens)
+                if answer.finish_reason:
+                    done[i] = answer
+                answers.append(answer)
+            run.stop(list(done))
+            yield answers
+
+    def _answer(
+        self,
+        ids: list[int],
+        logprobs: list[float],
+        stop_ids: tuple[int, ...],
+        stop: Sequence[str],
+        max_new_tokens: int,
+    ) -> Generation:
+        """Reads an answer from its tokens so far, cut at a stop text."""
+        decode = self.tokenizer.decode
+        ended = bool(ids) and ids[-1] in stop_ids
+        text = decode(ids[:-1] if ended else ids)
+        at = min((text.find(s) for s in stop if s in text), default=-1)
+        if at >= 0:
+            # The tokens that it took to write the stop text, and none after it.
+            enough = next(n for n in range(len(ids) + 1) if any(s in decode(ids[:n]) for s in stop))
+            return Generation(text[:at], ids[:enough], logprobs[:enough], "stop")
+        reason = "stop" if ended else "length" if len(ids) >= max_new_tokens else ""
+        return Generation(text, ids, logprobs, reason)
 
     def render_prompt(self, prompt: Prompt, *, has_context: bool) -> list[int]:
         """Returns the token ids of a prompt: a suffix where a context precedes it.
@@ -342,35 +410,64 @@ def _short(value: Any) -> str:
     return value[:12] if isinstance(value, str) else str(value)
 
 
+def _check_generation(
+    sampling: Sampling, max_new_tokens: int, batch_size: int, stop: Sequence[str]
+) -> None:
+    temperature, top_k, top_p = sampling
+    if max_new_tokens < 1 or batch_size < 1:
+        raise InputError(f"{max_new_tokens=} and {batch_size=} must be above 0")
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise InputError(
+            f"{temperature=} and {top_k=} must be at least 0, {top_p=} above 0 and at most 1"
+        )
+    if isinstance(stop, str) or not all(stop):
+        raise InputError(f"stop must be a list of texts, none empty, got {stop!r}")
+
+
+def _settled(answer: Generation, stop: Sequence[str]) -> str:
+    """The part of a growing text that will not change: no cut character, no half of a stop text."""
+    text = answer.text
+    if answer.finish_reason:
+        return text
+    held = max(map(len, stop), default=1) - 1
+    text = text[: len(text) - held]
+    return text.rstrip("\ufffd")
+
+
 def load_model(
-    path: str | os.PathLike[str], dtype: Any = None, mesh: Mesh | None = None
+    path: str | os.PathLike[str],
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    *,
+    quantization: hf.Quantization = "none",
+    template_options: dict[str, Any] | None = None,
 ) -> LanguageModel:
-    """Loads a Hugging Face folder, or "embedded" for the model in the package.
+    """Loads a Hugging Face folder, a Hub name, or "embedded" for the model in the package.
 
     Args:
-      path: folder with config.json, *.safetensors and a tokenizer; or "embedded".
-      dtype: of the weights and the cache; None for float32 on CPU and bfloat16 elsewhere.
+      path: folder with config.json, *.safetensors and a tokenizer; or `org/name[@revision]`, which
+        is downloaded once; or "embedded".
+      dtype: of the weights, activations and the cache; None for float32 on CPU and bfloat16
+        elsewhere.
       mesh: where it lives; None for the first device.
+      quantization: "int8" keeps the matrices in one byte a weight (see `models/int8.py`).
+      template_options: variables of the chat template, such as Qwen3's `enable_thinking`.
 
     Raises:
       InputError: if a part of the folder is missing, damaged or unsupported.
     """
-    folder = EMBEDDED_FOLDER if os.fspath(path) == "embedded" else files.local_path(path)
-    if not folder.is_dir():
-        raise InputError(
-            f"there is no model folder {folder}; give a Hugging Face folder (config.json, "
-            "*.safetensors, tokenizer) or 'embedded'"
-        )
+    folder = locate_model(path)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     mesh = sharding.local_mesh() if mesh is None else mesh
     config = model_config.read_config(folder)
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
             f"{config.vocab_size}"
         )
+    template = ChatTemplate.load(folder, tokenizer, template_options)
     for size, name in ((config.vocab_size, "vocabulary"), (config.mlp_size, "MLP width")):
         if size % mesh.shape[sharding.MODEL]:
             raise InputError(
@@ -378,10 +475,10 @@ def load_model(
                 "devices; choose another mesh_model"
             )
     return LanguageModel(
-        hf.read_weights(folder, config, mesh, dtype),
+        hf.read_weights(folder, config, mesh, dtype, quantization),
         tokenizer,
-        ChatTemplate.load(folder, tokenizer),
+        template,
         mesh,
         name=os.fspath(path),
-        weights_hash=hf.weights_fingerprint(folder),
+        weights_hash=weights_fingerprint(folder),
     )

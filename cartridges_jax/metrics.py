@@ -19,8 +19,13 @@ from cartridges_jax.errors import InputError
 _log = logging.getLogger(__name__)
 
 
-def progress(total: int, description: str, unit: str, initial: int = 0) -> "tqdm[Any]":
-    """A progress bar with rate and time left; silent for work that ends within a second."""
+def progress(
+    total: int, description: str, unit: str, initial: int = 0, *, scaled: bool = False
+) -> "tqdm[Any]":
+    """A progress bar with rate and time left; silent for work that ends within a second.
+
+    `scaled` counts in thousands, millions and so on.
+    """
     return tqdm(
         total=total,
         initial=initial,
@@ -28,6 +33,7 @@ def progress(total: int, description: str, unit: str, initial: int = 0) -> "tqdm
         unit=unit,
         delay=0.5,
         dynamic_ncols=True,
+        unit_scale=scaled,
         smoothing=0.1,
     )
 

@@ -35,7 +35,8 @@ from cartridges_jax.metrics import MetricsLog, progress
 from cartridges_jax.models import hf
 from cartridges_jax.models.chat_template import ChatTemplate
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.models.tokenizer import Tokenizer
+from cartridges_jax.models.rope import Rope
+from cartridges_jax.models.tokenizer import SentencePieceTokenizer, Tokenizer
 from cartridges_jax.models.transformer import Transformer
 from cartridges_jax.sharding import TOKENS_BT, make_mesh, place
 
@@ -50,6 +51,7 @@ CHECKPOINT_EVERY = 100  # steps
 
 def model_config(tokenizer: Tokenizer) -> ModelConfig:
     return ModelConfig(
+        family="llama",
         vocab_size=tokenizer.vocab_size,
         hidden_size=128,
         mlp_size=384,
@@ -58,8 +60,11 @@ def model_config(tokenizer: Tokenizer) -> ModelConfig:
         num_kv_heads=4,
         head_dim=32,
         norm_eps=1e-5,
-        rope_theta=1e5,
-        rope_scaling=None,
+        rope=Rope(theta=1e5, scaling=None),
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
         tie_embeddings=True,
         max_position_embeddings=1024,
         bos_token_id=tokenizer.special_id(tokenizer_training.BEGIN),
@@ -122,7 +127,7 @@ def main(_) -> None:
     if not tokenizer_file.exists():
         out.mkdir(parents=True, exist_ok=True)
         files.write_bytes(tokenizer_file, tokenizer_training.train_tokenizer(_SEED.value))
-    tokenizer = Tokenizer.load(out)
+    tokenizer = SentencePieceTokenizer(tokenizer_file.read_bytes(), legacy=True)
     template = ChatTemplate(tokenizer, tokenizer_training.CHAT_TEMPLATE)
     total = sum(phase_steps())
     schedule = optax.join_schedules(

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 from cartridges_jax.embedded.tokenizer_training import CHAT_TEMPLATE
-from cartridges_jax.language_model import EMBEDDED_FOLDER, LanguageModel, load_model
+from cartridges_jax.language_model import LanguageModel, load_model
 from cartridges_jax.models.chat_template import ChatTemplate
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.models.tokenizer import Tokenizer
+from cartridges_jax.models.hub import EMBEDDED_FOLDER
+from cartridges_jax.models.rope import Rope
+from cartridges_jax.models.tokenizer import Tokenizer, load_tokenizer
 from cartridges_jax.models.transformer import initialize
 from cartridges_jax.sharding import make_mesh
 
@@ -35,6 +37,7 @@ def embedded() -> LanguageModel:
 def tiny_config(tokenizer: Tokenizer) -> ModelConfig:
     """A model small enough to run in milliseconds, with odd sizes."""
     return ModelConfig(
+        family="llama",
         vocab_size=tokenizer.vocab_size,
         hidden_size=24,
         mlp_size=40,
@@ -43,8 +46,11 @@ def tiny_config(tokenizer: Tokenizer) -> ModelConfig:
         num_kv_heads=4,
         head_dim=10,
         norm_eps=3e-5,
-        rope_theta=3e4,
-        rope_scaling=None,
+        rope=Rope(theta=3e4, scaling=None),
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
         tie_embeddings=False,
         max_position_embeddings=512,
         bos_token_id=1,
@@ -54,7 +60,7 @@ def tiny_config(tokenizer: Tokenizer) -> ModelConfig:
 
 def make_tiny_model(data: int = 1, model: int = 1) -> LanguageModel:
     """A random model on a mesh; weights do not depend on the mesh."""
-    tokenizer = Tokenizer.load(EMBEDDED_FOLDER)
+    tokenizer = load_tokenizer(EMBEDDED_FOLDER)
     mesh = make_mesh(data, model)
     with jax.set_mesh(mesh):
         transformer = initialize(tiny_config(tokenizer), seed=0)

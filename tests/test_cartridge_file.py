@@ -74,7 +74,7 @@ def test_another_dtype_is_only_a_warning(cartridge, caplog):
     model = make_tiny_model()
     model.identity["dtype"] = "bfloat16"
     model.check_cartridge(cartridge)
-    assert "was made in float32" in caplog.text
+    assert "its dtype was float32, is now bfloat16" in caplog.text
 
 
 def test_another_shape_is_refused(embedded, cartridge):

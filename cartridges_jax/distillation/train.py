@@ -123,7 +123,7 @@ def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation) -> A
     def train_step(trainable, opt_state, frozen, base, batch):
         def mean_loss(trainable):
             cartridge = nnx.merge(graphdef, trainable, frozen)
-            prefix = cartridge.prefix(base.embedding[...].dtype)  # the cast is differentiated
+            prefix = cartridge.prefix(base.dtype)  # the cast is differentiated
             sums = prefix_loss(prefix, base, batch)
             return sums.loss / sums.count, sums  # packed rows always hold targets
 

@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.models.transformer import Transformer, initialize, rope_frequencies
+from cartridges_jax.models.rope import rope_frequencies
+from cartridges_jax.models.transformer import Transformer, initialize
 
 EMBEDDING_SCALE = 0.08
 CONSTANT = 4.0  # the constant embedding component, in units of EMBEDDING_SCALE
@@ -33,14 +34,15 @@ def induction_initialize(config: ModelConfig, seed: int) -> Transformer:
     model = initialize(config, seed)
     rng = np.random.default_rng(seed)
     weights = jax.tree.map(np.array, nnx.as_pure(nnx.state(model)))
-    blocks = weights["blocks"]
-    for name in ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down"):
+    matrices = ("q", "k", "v", "o", "gate", "up", "down")
+    blocks = {name: weights["blocks"][name]["weight"] for name in matrices}  # changed in place
+    for name in matrices:
         blocks[name] *= 0.5 * D**-0.5 / blocks[name].std()
-    for name in ("wo", "w_down"):
+    for name in ("o", "down"):
         blocks[name] *= (2 * config.num_layers) ** -0.5
-    embedding = rng.normal(size=weights["embedding"].shape) * EMBEDDING_SCALE
+    embedding = rng.normal(size=weights["embedding"]["weight"].shape) * EMBEDDING_SCALE
     embedding[:, 0] = CONSTANT * EMBEDDING_SCALE
-    weights["embedding"] = embedding
+    weights["embedding"]["weight"] = embedding
     c = CONSTANT / np.sqrt((CONSTANT**2 + D - 1) / D)  # that component after the first norm
 
     basis = np.zeros((D, D))
@@ -50,17 +52,17 @@ def induction_initialize(config: ModelConfig, seed: int) -> Transformer:
     stores += [np.linalg.qr(_without_constant(rng, D, H))[0] for _ in range(2)]
 
     # Layer 0: heads that look a fixed distance back (rope turns the pattern into a peak).
-    freq = rope_frequencies(config)
+    freq = rope_frequencies(config.rope, H)
     for head, (offset, indices) in enumerate(zip(OFFSETS, OFFSET_FREQUENCIES, strict=True)):
-        for name in ("wq", "wk"):
+        for name in ("q", "k"):
             blocks[name][0, :, head] *= DAMPING
         strength = np.sqrt(PEAK_SCORE * np.sqrt(H) / len(indices)) / c
         for i in indices:
-            blocks["wq"][0, 0, head, i] += strength
-            blocks["wk"][0, 0, head, i] += strength * np.cos(freq[i] * offset)
-            blocks["wk"][0, 0, head, i + H // 2] += strength * np.sin(freq[i] * offset)
-        blocks["wv"][0, :, head] = token
-        blocks["wo"][0, head] = STORED * EMBEDDING_SCALE * stores[head].T
+            blocks["q"][0, 0, head, i] += strength
+            blocks["k"][0, 0, head, i] += strength * np.cos(freq[i] * offset)
+            blocks["k"][0, 0, head, i + H // 2] += strength * np.sin(freq[i] * offset)
+        blocks["v"][0, :, head] = token
+        blocks["o"][0, head] = STORED * EMBEDDING_SCALE * stores[head].T
 
     # Layer 1: heads whose query and key meet where a word and its predecessor match.
     one, two, three, five = stores
@@ -74,13 +76,13 @@ def induction_initialize(config: ModelConfig, seed: int) -> Transformer:
     for head, (strength, pairs) in enumerate(matches):
         mix = np.linalg.qr(rng.normal(size=(H, len(columns))))[0]  # [H, columns]
         copy = np.linalg.qr(_without_constant(rng, D, H))[0]
-        for name in ("wq", "wk"):
+        for name in ("q", "k"):
             blocks[name][1, :, head] *= DAMPING
         for query, key in pairs:
-            blocks["wq"][1, :, head, columns] += strength * (query @ mix).T
-            blocks["wk"][1, :, head, columns] += strength * (key @ mix).T
-        blocks["wv"][1, :, head] = copy
-        blocks["wo"][1, head] = STORED * EMBEDDING_SCALE * copy.T
+            blocks["q"][1, :, head, columns] += strength * (query @ mix).T
+            blocks["k"][1, :, head, columns] += strength * (key @ mix).T
+        blocks["v"][1, :, head] = copy
+        blocks["o"][1, head] = STORED * EMBEDDING_SCALE * copy.T
 
     state = nnx.state(model)
     placed = jax.tree.map(

@@ -261,7 +261,7 @@ def decode_rate(model: LanguageModel, arm: Arm, batch: int) -> dict[str, Any] | 
     def seconds(tokens: int) -> float:
         started = time.perf_counter()
         model.generate(
-            prompts, arm.prefix, max_new_tokens=tokens, batch_size=batch, stop_at_end=False
+            prompts, arm.prefix, max_new_tokens=tokens, batch_size=batch, stop_token_ids=()
         )
         return time.perf_counter() - started
 

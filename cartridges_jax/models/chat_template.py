@@ -1,28 +1,38 @@
 """Conversations as token ids: what the model reads as context, as suffix, and where answers lie.
 
-A template (jinja2, in a sandbox) is rendered with stand-ins for the contents; the text around the
-stand-ins is the template's own and may hold special tokens, the contents are encoded as plain text.
-So no content can forge a special token, and the place of every answer is known exactly.
-
 The *context* is the conversation's head that holds a document: BOS, the system turn with title and
 text, and its closing tokens. The *suffix* is everything after it; a cartridge replaces the context,
-and the suffix follows either. `render_context` is the only place where the two are told apart.
+and the suffix follows either. This module is the only place where the two are told apart. Some
+templates (Llama 2, Mistral) have no system turn of its own and put the system's text into a user
+turn: there the context ends where the first user's words begin.
+
+Templates (jinja2, in a sandbox) see the real contents, with every look-alike of a special token
+broken by a private character that is taken out again after rendering: special tokens come from the
+template alone. Text is encoded in one piece between special tokens, as transformers does, but for
+two borders: the end of the context, and the end of a generation prompt, after which an answer's
+tokens were generated.
 """
 
 import dataclasses
-import json
+import functools
+import os
 import re
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
+import jinja2
+import jinja2.ext
 import jinja2.sandbox
 import numpy as np
 from etils import epath
 
 from cartridges_jax.errors import InputError
+from cartridges_jax.models.config import read_json_object
 from cartridges_jax.models.tokenizer import Tokenizer
 
 TEMPLATE_DATE = "26 Jul 2024"  # templates that print today's date get this one, always
+_BREAK = "\ue000"  # stands inside every look-alike of a special token while a template runs
+_MARK_SYSTEM, _MARK_USER = "\ue001system\ue001", "\ue001user\ue001"  # contents that stand for any
 
 
 class Message(TypedDict):
@@ -40,6 +50,16 @@ class Suffix:
     is_answer: np.ndarray  # [T] bool
 
 
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+    """The template's own text around contexts and suffixes."""
+
+    head: str  # before the document
+    closing: str  # after it
+    own_turn: bool  # the system has a turn of its own
+    empty: str  # what precedes the suffix where there is no document
+
+
 def context_text(title: str, text: str) -> str:
     """The content of the system turn for a document or chunk."""
     return f"{title}\n\n{text}" if title else text
@@ -48,11 +68,22 @@ def context_text(title: str, text: str) -> str:
 class ChatTemplate:
     """Renders messages with one tokenizer and one jinja template."""
 
-    def __init__(self, tokenizer: Tokenizer, source: str):
+    def __init__(self, tokenizer: Tokenizer, source: str, options: dict[str, Any] | None = None):
+        """Parses the template.
+
+        Args:
+          tokenizer: encodes what the template renders.
+          source: jinja2.
+          options: further variables of the template, such as Qwen3's `enable_thinking`.
+
+        Raises:
+          InputError: if it cannot be parsed.
+        """
         self.tokenizer = tokenizer
         self.source = source
+        self.options = dict(options or {})
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
         )
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda _format: TEMPLATE_DATE
@@ -61,54 +92,63 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise InputError(f"the chat template cannot be parsed: {error}") from error
         specials = sorted(tokenizer.special_tokens, key=len, reverse=True)
-        self._special = re.compile("(" + "|".join(map(re.escape, specials)) + ")")
+        any_special = "|".join(map(re.escape, specials)) or r"(?!)"
+        first = "".join({re.escape(token[0]) for token in specials}) or "x"
+        self._special = re.compile(f"({any_special})")
+        self._look_alike = re.compile(f"(?=[{first}])(?={any_special})(.)|({_BREAK})", re.DOTALL)
 
     @classmethod
-    def load(cls, folder: epath.PathLike, tokenizer: Tokenizer) -> "ChatTemplate":
-        """Reads `chat_template` from `folder/tokenizer_config.json`.
+    def load(
+        cls,
+        folder: epath.PathLike,
+        tokenizer: Tokenizer,
+        options: dict[str, Any] | None = None,
+    ) -> "ChatTemplate":
+        """Reads `chat_template.jinja`, or `chat_template` of `tokenizer_config.json`.
 
         Raises:
           InputError: if there is none.
         """
-        path = epath.Path(folder) / "tokenizer_config.json"
-        try:
-            fields = json.loads(path.read_text()) if path.exists() else {}
-        except ValueError as error:
-            raise InputError(f"{path} is not valid JSON: {error}") from error
-        source = fields.get("chat_template") if isinstance(fields, dict) else None
+        folder = epath.Path(folder)
+        own = folder / "chat_template.jinja"
+        if own.exists():
+            return cls(tokenizer, own.read_text(encoding="utf-8"), options)
+        path = folder / "tokenizer_config.json"
+        source = read_json_object(path).get("chat_template") if path.exists() else None
+        if isinstance(source, list):  # several by name
+            named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+            source = named.get("default")
         if not isinstance(source, str) or not source:
-            raise InputError(f"no chat_template text in {path}; a chat model's folder has one")
-        return cls(tokenizer, source)
+            raise InputError(
+                f"{os.fspath(folder)} has neither chat_template.jinja nor a chat_template in "
+                "tokenizer_config.json; a chat model's folder has one"
+            )
+        return cls(tokenizer, source, options)
+
+    # ---- what callers ask for: token ids
 
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False
     ) -> list[int]:
-        """Returns the token ids of a whole conversation, from BOS on."""
-        return self._render(messages, add_generation_prompt)[0]
+        """Returns the token ids of a whole conversation, from BOS on.
+
+        It is the context that its system message makes, or the empty one, and its suffix.
+        """
+        if messages and messages[0]["role"] == "system":
+            context, messages = self._context(messages[0]["content"]), messages[1:]
+            if not messages and not add_generation_prompt:
+                return context
+        else:
+            context = self.empty_context()
+        suffix = self.render_suffix(messages, add_generation_prompt=add_generation_prompt)
+        return context + suffix.token_ids.tolist()
 
     def render_context(self, title: str, text: str) -> list[int]:
         """Returns the token ids of a document as the teacher reads it (see the module's head).
 
         The teacher, `first_tokens`, the truncated control and the full-KV control all use it.
         """
-        system = Message(role="system", content=context_text(title, text))
-        return self.render([system])
-
-    def context_head(self) -> list[int]:
-        """Returns the tokens of a context before its document: BOS and the system header."""
-        return self._encode_own(self._context_frame()[0])
-
-    def context_closing(self) -> list[int]:
-        """Returns the tokens that close the system turn, after the document."""
-        return self._encode_own(self._context_frame()[1])
-
-    def _context_frame(self) -> tuple[str, str]:
-        [head, _, closing] = self._pieces(_stand_ins([Message(role="system", content="")]), False)
-        return head, closing
-
-    def empty_context(self) -> list[int]:
-        """Returns the head of a conversation without any document: BOS alone."""
-        return [self.tokenizer.special_id(self.tokenizer.bos_token)]
+        return self._context(context_text(title, text))
 
     def render_suffix(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False
@@ -116,97 +156,155 @@ class ChatTemplate:
         """Returns the tokens of `messages` as they follow a context.
 
         Raises:
-          InputError: if the template does not render the context as a prefix of the conversation.
+          InputError: if the template does not render the context as a prefix of the conversation,
+            or rejects the conversation.
         """
-        system = Message(role="system", content="x")
-        head = self.render([system])
-        whole, is_answer = self._render([system, *messages], add_generation_prompt)
-        if whole[: len(head)] != head:
+        text = self._suffix_text(messages, add_generation_prompt)
+        pieces, done = [], 0
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            start = max(done, _shared_length(text, self._suffix_text(messages[:i], True)))
+            closing = self._special.search(text, start)
+            if closing is None:
+                raise InputError(
+                    "this chat template closes an assistant's turn with no special token, so "
+                    "nothing would stop an answer"
+                )
+            pieces += [(text[done:start], False), (text[start : closing.end()], True)]
+            done = closing.end()
+        pieces.append((text[done:], False))
+        token_ids: list[int] = []
+        is_answer: list[bool] = []
+        for part, flag in pieces:
+            ids = self._encode(part, continues=True)
+            token_ids += ids
+            is_answer += [flag] * len(ids)
+        return Suffix(np.asarray(token_ids, np.int32), np.asarray(is_answer, bool))
+
+    def context_head(self) -> list[int]:
+        """Returns the tokens of a context before its document: BOS and the system header."""
+        return self._encode(self._frame.head)
+
+    def context_closing(self) -> list[int]:
+        """Returns the tokens that close a context, after the document."""
+        return self._encode(self._frame.closing, continues=True)
+
+    def empty_context(self) -> list[int]:
+        """Returns what precedes a suffix where there is no document.
+
+        BOS for most; what the template itself says where nobody gives a system message (Qwen2.5's
+        default prompt, Llama 3.1's dates), as far as it precedes the first turn.
+        """
+        return self._encode(self._frame.empty)
+
+    @functools.cached_property
+    def answer_end_id(self) -> int:
+        """The special token that closes an answer."""
+        turns = [Message(role="user", content="x"), Message(role="assistant", content="x")]
+        suffix = self.render_suffix(turns)
+        return int(suffix.token_ids[suffix.is_answer][-1])
+
+    # ---- text
+
+    @functools.cached_property
+    def _frame(self) -> _Frame:
+        """Finds the template's own text around a document and around a first question.
+
+        Raises:
+          InputError: if the template leaves out or moves the system's text, or does not render it
+            as a prefix of the conversation.
+        """
+        system = Message(role="system", content=_MARK_SYSTEM)
+        user = Message(role="user", content=_MARK_USER)
+        whole = self._jinja([system, user])
+        parts = re.split(f"{_MARK_SYSTEM}|{_MARK_USER}", whole)
+        if len(parts) != 3 or whole.index(_MARK_SYSTEM) > whole.index(_MARK_USER):
+            raise InputError(
+                "this chat template does not render a system's and a user's turn once each and in "
+                "order, so a document cannot be put before a conversation"
+            )
+        try:
+            alone = self._jinja([system])
+        except InputError:
+            alone = ""
+        without = self._jinja([user])
+        if alone.count(_MARK_SYSTEM) != 1:  # part of the user's turn
+            return _Frame(parts[0], parts[1], False, without.split(_MARK_USER)[0])
+        if not whole.startswith(alone):
             raise InputError(
                 "this chat template does not render the system turn as a prefix of the "
                 "conversation, so a cartridge cannot stand in for it"
             )
-        ids = np.asarray(whole[len(head) :], np.int32)
-        return Suffix(ids, np.asarray(is_answer[len(head) :], bool))
+        suffix = whole[len(alone) :]
+        if not without.endswith(suffix):
+            raise InputError("this chat template renders a user's turn differently after a system")
+        closing = alone.split(_MARK_SYSTEM)[1]
+        return _Frame(parts[0], closing, True, without.removesuffix(suffix))
 
-    def _render(
-        self, messages: Sequence[Message], add_generation_prompt: bool
-    ) -> tuple[list[int], list[bool]]:
-        stand_ins = _stand_ins(messages)
-        token_ids: list[int] = []
-        is_answer: list[bool] = []
-        pieces = self._pieces(stand_ins, add_generation_prompt)
-        answering = False
-        for i, piece in enumerate(pieces):
-            if i % 2:
-                message = messages[int(piece)]
-                answering = message["role"] == "assistant"
-                ids = self.tokenizer.encode(message["content"])
-                token_ids += ids
-                is_answer += [answering] * len(ids)
-                continue
-            closing, opening = piece, ""
-            if answering:
-                done = int(pieces[i - 1]) + 1
-                closing = self._closing(stand_ins[:done], piece)
-                opening = piece[len(closing) :]
-            for part, flag in ((closing, answering), (opening, False)):
-                ids = self._encode_own(part)
-                token_ids += ids
-                is_answer += [flag] * len(ids)
-        return token_ids, is_answer
+    def _context(self, content: str) -> list[int]:
+        system = Message(role="system", content=content)
+        if self._frame.own_turn:
+            return self._encode(self._jinja([system]))
+        text = self._jinja([system, Message(role="user", content=_MARK_USER)])
+        return self._encode(text.rsplit(_MARK_USER, 1)[0])
 
-    def _pieces(self, stand_ins: Sequence[Message], add_generation_prompt: bool) -> list[str]:
-        """Renders stand-ins; even pieces are the template's own text, odd ones a message's index.
-
-        Raises:
-          InputError: if the template leaves out, repeats or reorders messages.
-        """
-        text = self._jinja(stand_ins, add_generation_prompt)
-        pieces = re.split("\ue000(\\d+)\ue001", text)
-        if pieces[1::2] != [str(i) for i in range(len(stand_ins))]:
-            roles = [m["role"] for m in stand_ins]
+    def _suffix_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        if self._frame.own_turn:
+            system = Message(role="system", content=_MARK_SYSTEM)
+            text = self._jinja([system, *messages], add_generation_prompt)
+            before = self._frame.head + _MARK_SYSTEM + self._frame.closing
+        else:
+            # A template that moves the system's text to the last turn would move it with every
+            # further turn: the suffix is the conversation without it.
+            text = self._jinja(messages, add_generation_prompt)
+            before = self._frame.empty
+        if not text.startswith(before):
             raise InputError(
-                f"this chat template does not render each of the turns {roles} once and in order "
-                "(some have no system turn), so a document cannot be put before a conversation"
+                "this chat template does not render the system turn as a prefix of the "
+                "conversation, so a cartridge cannot stand in for it"
             )
-        return pieces
+        return text[len(before) :]
 
-    def _closing(self, messages: Sequence[Message], following: str) -> str:
-        """Returns the start of `following` that closes the last of `messages`."""
-        text = self._jinja(messages, False)
-        closing = text.rsplit("\ue001", 1)[1]
-        if not following.startswith(closing):
-            raise InputError("this chat template closes a turn differently when another follows")
-        return closing
+    def _jinja(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """Runs the template on protected contents; what it returns is still protected."""
+        safe = [m | {"content": self._protect(m["content"])} for m in messages]
+        fields: dict[str, Any] = {
+            "messages": safe,
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": self.tokenizer.bos_token or "",
+            "eos_token": self.tokenizer.eos_token or "",
+            "date_string": TEMPLATE_DATE,
+            "tools": None,
+            "documents": None,
+        }
+        try:
+            return self._template.render(**(fields | self.options))
+        except (jinja2.TemplateError, TypeError, LookupError, AttributeError) as error:
+            raise InputError(f"the chat template rejects this conversation: {error}") from error
 
-    def _encode_own(self, text: str) -> list[int]:
+    def _protect(self, content: str) -> str:
+        return self._look_alike.sub(lambda m: m[0] + _BREAK, content)
+
+    def _encode(self, text: str, *, continues: bool = False) -> list[int]:
+        """Encodes rendered text: special tokens by name, the rest as text."""
         token_ids: list[int] = []
         for i, part in enumerate(self._special.split(text)):
             if i % 2:
                 token_ids.append(self.tokenizer.special_id(part))
             elif part:
-                token_ids += self.tokenizer.encode(part)
+                plain = re.sub(f"{_BREAK}({_BREAK}?)", r"\1", part)
+                opens = not continues and not token_ids
+                token_ids += self.tokenizer.encode(plain, continues=not opens)
         return token_ids
 
-    def _jinja(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        fields: dict[str, Any] = {
-            "messages": list(messages),
-            "add_generation_prompt": add_generation_prompt,
-            "bos_token": self.tokenizer.bos_token,
-            "eos_token": self.tokenizer.eos_token,
-            "date_string": TEMPLATE_DATE,
-        }
-        try:
-            return self._template.render(**fields)
-        except (jinja2.TemplateError, TypeError, LookupError, AttributeError) as error:
-            raise InputError(f"the chat template rejects this conversation: {error}") from error
 
-
-def _stand_ins(messages: Sequence[Message]) -> list[Message]:
-    """Messages of the same roles whose contents are marks that no text contains."""
-    marks = (f"\ue000{i}\ue001" for i in range(len(messages)))
-    return [Message(role=m["role"], content=c) for m, c in zip(messages, marks, strict=True)]
+def _shared_length(a: str, b: str) -> int:
+    """How many characters two texts begin alike with."""
+    if a.startswith(b):
+        return len(b)
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), len(a))
 
 
 def _raise(message: str) -> None:

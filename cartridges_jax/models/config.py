@@ -1,8 +1,9 @@
 """The numbers of a model, read from a Hugging Face `config.json` and from nowhere else.
 
-Both spellings are read: the older top-level `rope_theta` / `rope_scaling` / `torch_dtype` and
-transformers 5's `rope_parameters` / `dtype`. An architecture or option that the port does not
-compute exactly is refused by name.
+Four architectures are one transformer with options: Llama (2, 3, 3.1, 3.2), Mistral without a
+sliding window, Qwen2.5 (biases on q, k, v) and Qwen3 dense (norms on q and k). Both spellings are
+read: the older top-level `rope_theta` / `rope_scaling` / `torch_dtype` and transformers 5's
+`rope_parameters` / `dtype`. What the port does not compute exactly is refused by name.
 """
 
 import dataclasses
@@ -12,24 +13,25 @@ from typing import Any
 from etils import epath
 
 from cartridges_jax.errors import InputError
+from cartridges_jax.models.rope import Rope, parse_rope
+from cartridges_jax.models.rope import to_hf_fields as rope_to_hf_fields
 
-SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM",)
-
-
-@dataclasses.dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama 3.1's stretching of the low rope frequencies (arXiv 2407.21783; `rope_type` llama3)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+FAMILIES = {  # the class that transformers names, and its model_type
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+# Fields that change what a model computes in a way that this port does not follow.
+_REFUSED = ("quantization_config", "attn_logit_softcapping", "num_experts", "num_local_experts")
+LLAMA_THETA = 10_000.0  # Llama 2's config.json names none and means this
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Sizes and constants of one model; letters as in WORKSPACE.md."""
 
+    family: str  # model_type: one of FAMILIES' values
     vocab_size: int  # V
     hidden_size: int  # D
     mlp_size: int  # F
@@ -38,12 +40,27 @@ class ModelConfig:
     num_kv_heads: int  # K
     head_dim: int  # H
     norm_eps: float
-    rope_theta: float
-    rope_scaling: Llama3Scaling | None
+    rope: Rope
+    qkv_bias: bool
+    output_bias: bool  # of the attention's output projection
+    mlp_bias: bool
+    qk_norm: bool  # RMS norm over H of queries and keys, before rope
     tie_embeddings: bool
     max_position_embeddings: int  # tokens the model was trained to read
-    bos_token_id: int
+    bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes of the weights' axes by their letters."""
+        return {
+            "V": self.vocab_size,
+            "D": self.hidden_size,
+            "F": self.mlp_size,
+            "N": self.num_heads,
+            "K": self.num_kv_heads,
+            "H": self.head_dim,
+        }
 
     @property
     def kv_floats_per_token(self) -> int:
@@ -52,85 +69,92 @@ class ModelConfig:
 
     def num_params(self) -> int:
         """Counts the weights, tied embeddings once."""
-        D, F, N, K, H = (
-            self.hidden_size,
-            self.mlp_size,
-            self.num_heads,
-            self.num_kv_heads,
-            self.head_dim,
-        )
-        block = 2 * D * N * H + 2 * D * K * H + 3 * D * F + 2 * D
+        D, F, H = self.hidden_size, self.mlp_size, self.head_dim
+        heads = self.num_heads + 2 * self.num_kv_heads
+        block = D * H * (heads + self.num_heads) + 3 * D * F + 2 * D
+        block += heads * H * self.qkv_bias + D * self.output_bias
+        block += (2 * F + D) * self.mlp_bias + 2 * H * self.qk_norm
         embeddings = self.vocab_size * D * (1 if self.tie_embeddings else 2)
         return self.num_layers * block + embeddings + D
-
-
-def _required(fields: dict[str, Any], name: str, where: str) -> Any:
-    if fields.get(name) is None:
-        raise InputError(f"{where} has no field {name!r}, which a Llama config.json must have")
-    return fields[name]
-
-
-def _rope(fields: dict[str, Any], where: str) -> tuple[float, Llama3Scaling | None]:
-    """Returns (theta, scaling) from either spelling."""
-    rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
-    theta = rope.get("rope_theta", fields.get("rope_theta"))
-    if theta is None:
-        raise InputError(
-            f"{where} gives no rope_theta, neither at top level nor in rope_parameters"
-        )
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return float(theta), None
-    if kind == "llama3":
-        names = [field.name for field in dataclasses.fields(Llama3Scaling)]
-        return float(theta), Llama3Scaling(**{name: _required(rope, name, where) for name in names})
-    raise InputError(f"{where}: rope type {kind!r} is not supported; default and llama3 are")
 
 
 def parse_config(fields: dict[str, Any], where: str = "config.json") -> ModelConfig:
     """Builds a `ModelConfig` from the fields of a Hugging Face config.
 
     Raises:
-      InputError: if a field is missing or the architecture, activation, a bias or the rope type
-        is one that this port does not compute.
+      InputError: if a field is missing or asks for something that this port does not compute.
     """
+
+    def required(name: str) -> Any:
+        if fields.get(name) is None:
+            raise InputError(f"{where} has no field {name!r}, which a {family} config must have")
+        return fields[name]
+
     architectures = fields.get("architectures") or []
-    if not any(name in SUPPORTED_ARCHITECTURES for name in architectures):
+    family = next((FAMILIES[name] for name in architectures if name in FAMILIES), None)
+    if family is None:
         raise InputError(
-            f"{where}: architectures is {architectures}, supported: {SUPPORTED_ARCHITECTURES}"
+            f"{where}: architectures is {architectures}, supported: {', '.join(FAMILIES)}"
         )
-    if fields.get("hidden_act", "silu") != "silu":
-        raise InputError(f"{where}: hidden_act {fields['hidden_act']!r} is not supported; silu is")
-    for name in ("attention_bias", "mlp_bias"):
-        if fields.get(name):
-            raise InputError(f"{where}: {name}=true is not supported")
-    theta, scaling = _rope(fields, where)
-    heads = _required(fields, "num_attention_heads", where)
-    width = _required(fields, "hidden_size", where)
-    kv_heads = fields.get("num_key_value_heads") or heads
+    _refuse_options(fields, family, where)
+    heads, width, window = (
+        required(name) for name in ("num_attention_heads", "hidden_size", "max_position_embeddings")
+    )
+    # Where transformers has a default of its own, a missing field is an error, but for the two
+    # that Llama 2's published folders leave out.
+    if family == "llama":
+        kv_heads = fields.get("num_key_value_heads") or heads
+        if "rope_theta" not in (fields.get("rope_parameters") or {}):
+            fields = {"rope_theta": LLAMA_THETA} | fields
+    else:
+        kv_heads = required("num_key_value_heads")
     if heads % kv_heads:
         raise InputError(f"{where}: {kv_heads} kv heads do not divide {heads} heads")
-    eos = _required(fields, "eos_token_id", where)
+    if family == "qwen3":
+        required("head_dim")
+    biased = bool(fields.get("attention_bias")) and family in ("llama", "qwen3")
+    eos = required("eos_token_id")
     return ModelConfig(
-        vocab_size=_required(fields, "vocab_size", where),
+        family=family,
+        vocab_size=required("vocab_size"),
         hidden_size=width,
-        mlp_size=_required(fields, "intermediate_size", where),
-        num_layers=_required(fields, "num_hidden_layers", where),
+        mlp_size=required("intermediate_size"),
+        num_layers=required("num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=fields.get("head_dim") or width // heads,
-        norm_eps=_required(fields, "rms_norm_eps", where),
-        rope_theta=theta,
-        rope_scaling=scaling,
+        norm_eps=required("rms_norm_eps"),
+        rope=parse_rope(fields, window, where),
+        qkv_bias=biased or family == "qwen2",
+        output_bias=biased,
+        mlp_bias=bool(fields.get("mlp_bias")) and family == "llama",
+        qk_norm=family == "qwen3",
         tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
-        max_position_embeddings=_required(fields, "max_position_embeddings", where),
-        bos_token_id=_required(fields, "bos_token_id", where),
+        max_position_embeddings=window,
+        bos_token_id=fields.get("bos_token_id"),
         eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
     )
 
 
+def _refuse_options(fields: dict[str, Any], family: str, where: str) -> None:
+    if fields.get("hidden_act", "silu") != "silu":
+        raise InputError(f"{where}: hidden_act {fields['hidden_act']!r} is not supported; silu is")
+    for name in _REFUSED:
+        if fields.get(name):
+            raise InputError(f"{where}: {name} is not supported; remove it if it has no effect")
+    # Mistral slides its window wherever one is named (transformers takes 4096 where none is);
+    # Qwen only if told to.
+    slides = fields.get("sliding_window", 4096) if family == "mistral" else None
+    if family.startswith("qwen"):
+        slides = fields.get("sliding_window") if fields.get("use_sliding_window") else None
+    others = set(fields.get("layer_types") or ()) - {"full_attention"}
+    if slides or others:
+        what = f"layer_types with {sorted(others)}" if others else f"sliding_window {slides}"
+        raise InputError(f"{where}: {what} is not supported; full attention is")
+
+
 def read_config(folder: epath.PathLike) -> ModelConfig:
-    """Reads `folder/config.json`.
+    """Reads `folder/config.json`, and further stop tokens from `generation_config.json`.
 
     Raises:
       InputError: if the file is missing, is not JSON or describes an unsupported model.
@@ -138,12 +162,7 @@ def read_config(folder: epath.PathLike) -> ModelConfig:
     path = epath.Path(folder) / "config.json"
     if not path.exists():
         raise InputError(f"no config.json in {folder}; a Hugging Face model folder has one")
-    try:
-        fields = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{path} holds {type(fields).__name__}, expected an object")
+    fields = read_json_object(path)
     try:
         config = parse_config(fields, str(path))
     except InputError:
@@ -152,20 +171,40 @@ def read_config(folder: epath.PathLike) -> ModelConfig:
         raise InputError(f"{path} has a field of the wrong type: {error}") from error
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        is_size = field.type in (int, float) and field.name != "bos_token_id"
-        if is_size and not (type(value) in (int, float) and value > 0):
+        if field.type in (int, float) and not (type(value) in (int, float) and value > 0):
             raise InputError(f"{path}: {field.name} must be a number above 0, got {value!r}")
+    if not (type(config.rope.theta) is float and config.rope.theta > 0):
+        raise InputError(f"{path}: rope_theta must be a number above 0, got {config.rope.theta}")
+    generation = epath.Path(folder) / "generation_config.json"
+    if generation.exists():
+        more = read_json_object(generation).get("eos_token_id") or []
+        more = more if isinstance(more, list) else [more]
+        ids = dict.fromkeys((*config.eos_token_ids, *more))
+        config = dataclasses.replace(config, eos_token_ids=tuple(ids))
     return config
+
+
+def read_json_object(path: epath.Path) -> dict[str, Any]:
+    """Reads a file that holds one JSON object.
+
+    Raises:
+      InputError: if it does not.
+    """
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{path} holds {type(fields).__name__}, expected an object")
+    return fields
 
 
 def to_hf_fields(config: ModelConfig) -> dict[str, Any]:
     """Returns the fields of a `config.json` that transformers reads as the same model."""
-    rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
-    if config.rope_scaling is not None:
-        rope |= {"rope_type": "llama3", **dataclasses.asdict(config.rope_scaling)}
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+    architecture = next(name for name, family in FAMILIES.items() if family == config.family)
+    fields: dict[str, Any] = {
+        "architectures": [architecture],
+        "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.mlp_size,
@@ -175,13 +214,18 @@ def to_hf_fields(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": rope,
+        "rope_theta": config.rope.theta,
+        "rope_parameters": rope_to_hf_fields(config.rope),
         "tie_word_embeddings": config.tie_embeddings,
         "max_position_embeddings": config.max_position_embeddings,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": list(config.eos_token_ids),
-        "attention_bias": False,
-        "mlp_bias": False,
         "dtype": "float32",
     }
+    if config.family in ("llama", "qwen3"):
+        fields["attention_bias"] = config.qkv_bias
+    if config.family == "llama":
+        fields["mlp_bias"] = config.mlp_bias
+    if config.family == "mistral":
+        fields["sliding_window"] = None
+    return fields

@@ -1,8 +1,9 @@
 """Batched generation whose token loop runs inside `jit`.
 
 Prompts of different lengths are padded on the left, so that all rows write to the same cache slot;
-a row's own random stream depends on (seed, row) alone, never on its neighbours. Shapes are rounded
-up to a few sizes, so that few programs are compiled.
+a row's own random stream depends on (seed, step) alone, never on its neighbours. Shapes are rounded
+up to a few sizes, so that few programs are compiled. A caller that wants to see the text while it
+grows, or to stop at strings, advances a few tokens at a time; the cache stays on the device.
 
 A step reads the weights once, the prefix once for all rows, and the rows' caches.
 """
@@ -25,46 +26,77 @@ ANSWER_STEP = 128  # room for new tokens likewise; how many are made is not comp
 BATCH_STEP = 8  # batch sizes likewise
 
 
-class Sampled(NamedTuple):
-    """Generated tokens: ids and log-probabilities [B, max_new], the count of each row's [B]."""
+class Sampling(NamedTuple):
+    """How a token is drawn from the logits.
 
-    token_ids: np.ndarray
-    logprobs: np.ndarray
-    lengths: np.ndarray
+    `temperature` 0 is greedy; `top_k` keeps the k likeliest tokens (0: all), then `top_p` the
+    fewest of them that hold this share of their probability (1: all).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class _State(NamedTuple):
+    step: jax.Array  # tokens made so far, int32 scalar
+    cache: KV  # [L, B, T + room, K, H]
+    logits: jax.Array  # of the next token, [B, V]
+    token_ids: jax.Array  # [B, room]
+    logprobs: jax.Array  # [B, room]
+    done: jax.Array  # [B]
+
+
+def _keep_likely(scores: Float[Array, "B V"], top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+    """Sets the scores that top_k and top_p leave out to -inf; the likeliest always stays."""
+    best_first = -jnp.sort(-scores, axis=-1)
+    rank = jnp.arange(scores.shape[-1])
+    kept = (rank < top_k) | (top_k == 0)
+    shares = jax.nn.softmax(jnp.where(kept, best_first, -jnp.inf), axis=-1)
+    before = jnp.cumsum(shares, axis=-1) - shares
+    kept &= (before < top_p) | (rank == 0)
+    last = jnp.min(jnp.where(kept, best_first, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(scores >= last, scores, -jnp.inf)
 
 
 def _choose(
-    logits: Float[Array, "B V"], seeds: Int[Array, "B"], step: jax.Array, temperature: jax.Array
+    logits: Float[Array, "B V"],
+    seeds: Int[Array, "B"],
+    step: jax.Array,
+    sampling: Sampling,
+    all_tokens: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws a token per row (greedy at temperature 0); returns ids [B] and log-probs [B].
+    """Draws a token per row; returns ids [B] and log-probs [B].
 
     The log-probability is that of the undisturbed model, at temperature 1.
     """
     logits = jax.sharding.reshard(logits, P(DATA, None))
+    temperature = jnp.asarray(sampling.temperature)
 
     def gumbel(seed):
         return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), step), logits.shape[1:])
 
     noise = jax.sharding.reshard(jax.vmap(gumbel)(jax.sharding.reshard(seeds, P())), P(DATA, None))
-    scores = jnp.where(temperature > 0, logits + temperature * noise, logits)
-    token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    likely = logits
+    if not all_tokens:
+        scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
+        cut = _keep_likely(scaled, jnp.asarray(sampling.top_k), jnp.asarray(sampling.top_p))
+        likely = jnp.where(jnp.isfinite(cut), logits, -jnp.inf)
+    token = jnp.argmax(likely + temperature * noise, axis=-1).astype(jnp.int32)
     hot = jnp.arange(logits.shape[1]) == token[:, None]
     return token, jnp.sum(jnp.where(hot, jax.nn.log_softmax(logits), 0.0), axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames=("room", "stop_ids"))
-def _generate(
+@functools.partial(jax.jit, static_argnames="room")
+def _prefill(
     model: Transformer,
     prefix: Prefix | None,
     token_ids: Int[Array, "B T"],
     padding: Int[Array, "B"],
-    seeds: Int[Array, "B"],
-    temperature: jax.Array,
-    max_new_tokens: jax.Array,
     *,
     room: int,
-    stop_ids: tuple[int, ...],
-) -> tuple[jax.Array, jax.Array]:
+) -> _State:
+    """Reads the prompts and makes room for `room` new tokens."""
     B, T = token_ids.shape
     start = 0 if prefix is None else prefix.next_position
     first_key = jnp.broadcast_to(padding[:, None], (B, T), out_sharding=TOKENS_BT)
@@ -73,85 +105,139 @@ def _generate(
     grown = [(0, 0), (0, 0), (0, room), (0, 0), (0, 0)]
     cache = KV(jnp.pad(own.k, grown), jnp.pad(own.v, grown))
     logits = model.logits(hidden[:, -1:])[:, 0]
+    empty = jnp.zeros_like(token_ids, shape=(B, room), out_sharding=TOKENS_BT)
+    done = padding >= T  # rows that only round the batch up
+    step = jnp.zeros((), jnp.int32)
+    return _State(step, cache, logits, empty, empty.astype(jnp.float32), done)
+
+
+@functools.partial(jax.jit, static_argnames=("stop_ids", "all_tokens"), donate_argnames="state")
+def _advance(
+    model: Transformer,
+    prefix: Prefix | None,
+    state: _State,
+    padding: Int[Array, "B"],
+    seeds: Int[Array, "B"],
+    sampling: Sampling,
+    until: jax.Array,
+    *,
+    stop_ids: tuple[int, ...],
+    all_tokens: bool,
+) -> _State:
+    """Makes tokens until there are `until`, or every row is done."""
+    T = state.cache.k.shape[2] - state.token_ids.shape[1]
+    start = 0 if prefix is None else prefix.next_position
+    column = padding[:, None]
 
     def keep_going(state):
-        step, *_, done = state
-        return (step < max_new_tokens) & ~jnp.all(done)
+        return (state.step < until) & ~jnp.all(state.done)
 
     def advance(state):
         step, cache, logits, ids, logprobs, done = state
-        token, logprob = _choose(logits, seeds, step, temperature)
+        token, logprob = _choose(logits, seeds, step, sampling, all_tokens)
         token = jnp.where(done, 0, token)
         ids = jax.lax.dynamic_update_slice(ids, token[:, None], (0, step))
         logprobs = jax.lax.dynamic_update_slice(logprobs, logprob[:, None], (0, step))
         stopped = functools.reduce(jnp.logical_or, [token == i for i in stop_ids], done)
-        column = first_key[:, :1]
         hidden, cache = model.decode(
             token[:, None], T + step - column + start, column, cache, T + step, prefix=prefix
         )
-        return step + 1, cache, model.logits(hidden)[:, 0], ids, logprobs, stopped
+        return _State(step + 1, cache, model.logits(hidden)[:, 0], ids, logprobs, stopped)
 
-    empty = jnp.zeros_like(token_ids, shape=(B, room), out_sharding=TOKENS_BT)
-    done = padding >= T  # rows that only round the batch up
-    state = (0, cache, logits, empty, empty.astype(jnp.float32), done)
-    _, _, _, ids, logprobs, _ = jax.lax.while_loop(keep_going, advance, state)
-    return ids, logprobs
+    return jax.lax.while_loop(keep_going, advance, state)
 
 
 def _round_up(n: int, step: int) -> int:
     return -(-n // step) * step
 
 
-def generate_ids(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    *,
-    prefix: Prefix | None,
-    max_new_tokens: int,
-    temperature: float,
-    seeds: Sequence[int],
-    stop_ids: tuple[int, ...],
-    mesh: jax.sharding.Mesh,
-) -> Sampled:
-    """Continues every prompt (token ids) until a stop id or `max_new_tokens`.
+class Decoding:
+    """A batch of prompts whose answers are being made."""
 
-    Args:
-      model: the base, on `mesh`.
-      prompts: at least one, none empty; with a prefix they are suffixes.
-      prefix: shared by all rows, or None.
-      max_new_tokens: most tokens to add, the stop token included.
-      temperature: 0 for greedy.
-      seeds: one per prompt.
-      stop_ids: ids that end a row; the row keeps the id.
-      mesh: where to run; the batch is rounded up to a multiple of its rows.
+    def __init__(
+        self,
+        model: Transformer,
+        prompts: Sequence[Sequence[int]],
+        *,
+        prefix: Prefix | None,
+        max_new_tokens: int,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        stop_ids: tuple[int, ...],
+        mesh: jax.sharding.Mesh,
+    ):
+        """Reads the prompts.
 
-    Returns:
-      Ids, log-probabilities and lengths, one row per prompt.
-    """
-    count = len(prompts)
-    rows = _round_up(count, BATCH_STEP * mesh.shape[DATA]) if count > 1 else mesh.shape[DATA]
-    width = _round_up(max(map(len, prompts)), PROMPT_STEP)
-    tokens = np.zeros((rows, width), np.int32)
-    padding = np.full(rows, width, np.int32)
-    for i, prompt in enumerate(prompts):
-        tokens[i, width - len(prompt) :] = prompt
-        padding[i] = width - len(prompt)
-    row_seeds = np.zeros(rows, np.int32)
-    row_seeds[:count] = seeds
-    with jax.set_mesh(mesh):
-        ids, logprobs = _generate(
-            model,
-            prefix,
-            place(mesh, tokens, TOKENS_BT),
-            place(mesh, padding, P(DATA)),
-            place(mesh, row_seeds, P(DATA)),
-            jnp.asarray(temperature, jnp.float32),
-            jnp.asarray(max_new_tokens, jnp.int32),
-            room=_round_up(max_new_tokens, ANSWER_STEP),
-            stop_ids=stop_ids,
-        )
-    ids = np.asarray(ids)[:count, :max_new_tokens]
-    logprobs = np.asarray(logprobs)[:count, :max_new_tokens]
-    stops = np.isin(ids, np.asarray(stop_ids, np.int32))
-    lengths = np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, max_new_tokens)
-    return Sampled(ids, logprobs, lengths)
+        Args:
+          model: the base, on `mesh`.
+          prompts: token ids, at least one prompt, none empty; with a prefix they are suffixes.
+          prefix: shared by all rows, or None.
+          max_new_tokens: most tokens to add, the stop token included.
+          sampling: how tokens are drawn.
+          seeds: one per prompt.
+          stop_ids: ids that end a row; the row keeps the id.
+          mesh: where to run; the batch is rounded up to a multiple of its rows.
+        """
+        count = len(prompts)
+        rows = _round_up(count, BATCH_STEP * mesh.shape[DATA]) if count > 1 else mesh.shape[DATA]
+        width = _round_up(max(map(len, prompts)), PROMPT_STEP)
+        tokens = np.zeros((rows, width), np.int32)
+        padding = np.full(rows, width, np.int32)
+        for i, prompt in enumerate(prompts):
+            tokens[i, width - len(prompt) :] = prompt
+            padding[i] = width - len(prompt)
+        row_seeds = np.zeros(rows, np.int32)
+        row_seeds[:count] = seeds
+        self._model, self._prefix, self._mesh = model, prefix, mesh
+        self._count, self._limit = count, max_new_tokens
+        self._stop_ids, self._sampling = stop_ids, sampling
+        with jax.set_mesh(mesh):
+            self._padding = place(mesh, padding, P(DATA))
+            self._seeds = place(mesh, row_seeds, P(DATA))
+            self._state = _prefill(
+                model,
+                prefix,
+                place(mesh, tokens, TOKENS_BT),
+                self._padding,
+                room=_round_up(max_new_tokens, ANSWER_STEP),
+            )
+
+    @property
+    def finished(self) -> bool:
+        """Whether every row has ended or is at its longest."""
+        return int(self._state.step) >= self._limit or bool(np.asarray(self._state.done).all())
+
+    def advance(self, num_tokens: int | None = None) -> None:
+        """Makes up to `num_tokens` more tokens in each row; None goes on to the end."""
+        made = int(self._state.step)
+        until = self._limit if num_tokens is None else min(self._limit, made + num_tokens)
+        with jax.set_mesh(self._mesh):
+            self._state = _advance(
+                self._model,
+                self._prefix,
+                self._state,
+                self._padding,
+                self._seeds,
+                self._sampling,
+                np.int32(until),
+                stop_ids=self._stop_ids,
+                all_tokens=self._sampling.top_k == 0 and self._sampling.top_p >= 1,
+            )
+
+    def rows(self) -> list[tuple[list[int], list[float]]]:
+        """Returns each prompt's ids and log-probabilities so far, its stop id included."""
+        made = int(self._state.step)
+        ids = np.asarray(self._state.token_ids)[: self._count, :made]
+        logprobs = np.asarray(self._state.logprobs)[: self._count, :made]
+        stops = np.isin(ids, np.asarray(self._stop_ids, np.int32))
+        ends = np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, made)
+        return [
+            (row[:end].tolist(), values[:end].tolist())
+            for row, values, end in zip(ids, logprobs, ends, strict=True)
+        ]
+
+    def stop(self, rows: Sequence[int]) -> None:
+        """Ends rows whose text the caller has seen enough of."""
+        done = np.asarray(self._state.done).copy()
+        done[list(rows)] = True
+        self._state = self._state._replace(done=place(self._mesh, done, P(DATA)))

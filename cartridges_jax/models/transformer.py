@@ -1,26 +1,29 @@
-"""The Llama-family transformer: one module whose blocks are stacked on a leading L axis.
+"""The transformer of Llama, Mistral, Qwen2.5 and Qwen3: blocks stacked on a leading L axis.
 
 It takes token ids with their positions and, optionally, a KV prefix per layer that all rows share
 (a cartridge, or the real KV of a chunk) and a decode cache; it hands on hidden states. Blocks run
-in one `jax.lax.scan`, so compile time does not grow with L. Modules are pytrees: pass them to
-`jax.jit` and `jax.grad` as arguments.
+in one `jax.lax.scan`, so compile time does not grow with L. What differs between the families is
+biases and norms on q and k, told by the config. Modules are pytrees: pass them to `jax.jit` and
+`jax.grad` as arguments.
 
 Time of a forward grows with B * T * (weights + L * N * H * (P + T / 2)); activations kept for a
 backward are B * T * D per layer, the rest is recomputed.
 """
 
-from typing import NamedTuple
+import functools
+import re
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from cartridges_jax.attention import attention
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.sharding import ACT_BTD, DATA, MODEL, head_axis
+from cartridges_jax.models.rope import Turn, apply_rope, rope_angles
+from cartridges_jax.sharding import ACT_BTD, DATA, MODEL, TOKENS_BT, head_axis
 
 INIT_SCALE = 0.02  # standard deviation of fresh weights, as in Llama
 
@@ -44,103 +47,165 @@ class Prefix(NamedTuple):
     next_position: jax.Array  # int32 scalar
 
 
-def rope_frequencies(config: ModelConfig) -> np.ndarray:
-    """Returns the H / 2 rotation frequencies in radians per position, float32.
-
-    The llama3 scaling follows arXiv 2407.21783: wavelengths longer than the original window over
-    `low_freq_factor` are stretched by `factor`, those shorter than the window over
-    `high_freq_factor` are kept, and between the two it interpolates.
-    """
-    H = config.head_dim
-    freq = config.rope_theta ** -(np.arange(0, H, 2, dtype=np.float32) / np.float32(H))
-    scaling = config.rope_scaling
-    if scaling is None:
-        return freq.astype(np.float32)
-    turns = scaling.original_max_position_embeddings * freq / (2 * np.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (freq * (keep + (1 - keep) / scaling.factor)).astype(np.float32)
-
-
-def apply_rope(
-    x: Float[Array, "*A T M H"], angles: Float[Array, "*A T Hh"]
-) -> Float[Array, "*A T M H"]:
-    """Rotates the halves of each head by `angles` (position x frequency), in float32."""
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
-
-
-def rms_norm(x: Float[Array, "B T D"], weight: Float[Array, "D"], eps: float) -> jax.Array:
-    """Root-mean-square norm, computed in float32."""
+def rms_norm(x: Float[Array, "*A D"], weight: Float[Array, "D"], eps: float) -> jax.Array:
+    """Root-mean-square norm over the last axis, computed in float32."""
     f = x.astype(jnp.float32)
     f = f * jax.lax.rsqrt(jnp.mean(f * f, axis=-1, keepdims=True) + eps)
     return (f * weight.astype(jnp.float32)).astype(x.dtype)
-
-
-def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], spec: P, dtype) -> nnx.Param:
-    """A normal matrix; `spec` says where it lives and travels with it."""
-    return nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * INIT_SCALE, spec=spec)
 
 
 def _norm(shape: tuple[int, ...], dtype) -> nnx.Param:
     return nnx.Param(jnp.ones(shape, dtype), spec=P())
 
 
+class Linear(nnx.Module):
+    """The same linear map of every block: weights stacked on L, used one layer at a time.
+
+    It is described by the einsum of its input and one layer's weight. The weight may be int8 with
+    a float32 `scale` for each output (see `int8.py`).
+    """
+
+    def __init__(self, equation: str, config: ModelConfig, *, bias: bool, rngs: nnx.Rngs, dtype):
+        """Makes fresh weights.
+
+        Args:
+          equation: such as "BTD,DNH->BTNH", in the letters of `ModelConfig.sizes`.
+          config: the sizes.
+          bias: whether the outputs have one.
+          rngs: of the weights.
+          dtype: of weights and bias.
+        """
+        _, self.axes, result = re.split(",|->", equation)
+        self.equation = equation
+        self.output_axes = "".join(letter for letter in self.axes if letter in result)
+        sizes, places = config.sizes, _axis_places(config)
+        # A contraction over a sharded axis must say where its result lives.
+        sharded_sum = any(places[a] for a in self.axes if a not in result)
+        self.out_sharding = ACT_BTD if sharded_sum else None
+        shape = [config.num_layers, *(sizes[a] for a in self.axes)]
+        weight = jax.random.normal(rngs.params(), shape, dtype) * INIT_SCALE
+        self.weight = nnx.Param(weight, spec=P(None, *(places[a] for a in self.axes)))
+        self.output_spec = P(None, *(places[a] for a in self.output_axes))
+        outputs = [config.num_layers, *(sizes[a] for a in self.output_axes)]
+        fresh = nnx.Param(jnp.zeros(outputs, dtype), spec=self.output_spec)
+        self.bias = fresh if bias else None
+        self.scale: nnx.Param | None = nnx.data(None)  # may be set by `int8.quantize`
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = scaled_einsum(self.equation, x, self.weight, self.scale, self.out_sharding, x.dtype)
+        return y if self.bias is None else y + self.bias[...]
+
+
+def scaled_einsum(
+    equation: str,
+    x: jax.Array,
+    weight: nnx.Param,
+    scale: nnx.Param | None,
+    out_sharding: P | None,
+    dtype: Any,
+) -> jax.Array:
+    """The einsum of `x` and a weight; an int8 weight's outputs are scaled in float32."""
+    if scale is None:
+        return jnp.einsum(
+            equation, x, weight[...], preferred_element_type=dtype, out_sharding=out_sharding
+        )
+    y = jnp.einsum(
+        equation,
+        x,
+        weight[...].astype(x.dtype),
+        preferred_element_type=jnp.float32,
+        out_sharding=out_sharding,
+    )
+    return (y * scale[...]).astype(dtype)
+
+
+def _axis_places(config: ModelConfig) -> dict[str, str | None]:
+    """The mesh axis of each axis of a weight, under the current mesh."""
+    heads = head_axis(config.num_kv_heads)
+    return {"N": heads, "K": heads, "F": MODEL, "V": MODEL, "D": None, "H": None}
+
+
+class Embedding(nnx.Module):
+    """A [V, D] matrix: rows looked up by token, or the LM head. It may be int8 as `Linear` is."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
+        shape = (config.vocab_size, config.hidden_size)
+        weight = jax.random.normal(rngs.params(), shape, dtype) * INIT_SCALE
+        self.weight = nnx.Param(weight, spec=P(MODEL, None))
+        self.scale: nnx.Param | None = nnx.data(None)
+        self.axes, self.output_axes, self.output_spec = "VD", "V", P(MODEL)
+
+    def __call__(self, token_ids: Int[Array, "B T"], dtype: Any) -> Float[Array, "B T D"]:
+        x = self.weight[...].at[token_ids].get(out_sharding=ACT_BTD)
+        if self.scale is None:
+            return x
+        scale = self.scale[...].at[token_ids].get(out_sharding=TOKENS_BT)
+        return (x.astype(jnp.float32) * scale[..., None]).astype(dtype)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        where = P(DATA, None, MODEL)
+        return scaled_einsum("BTD,VD->BTV", hidden, self.weight, self.scale, where, jnp.float32)
+
+
 class Block(nnx.Module):
     """All blocks of the model: every weight has a leading L axis, which `jax.lax.scan` removes."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
-        L, D, F = config.num_layers, config.hidden_size, config.mlp_size
-        N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
-        heads = head_axis(K)
+        L, D, H = config.num_layers, config.hidden_size, config.head_dim
+        linear = functools.partial(Linear, config=config, rngs=rngs, dtype=dtype)
         self.attn_norm = _norm((L, D), dtype)
-        self.wq = _weight(rngs, (L, D, N, H), P(None, None, heads, None), dtype)
-        self.wk = _weight(rngs, (L, D, K, H), P(None, None, heads, None), dtype)
-        self.wv = _weight(rngs, (L, D, K, H), P(None, None, heads, None), dtype)
-        self.wo = _weight(rngs, (L, N, H, D), P(None, heads, None, None), dtype)
+        self.q = linear("BTD,DNH->BTNH", bias=config.qkv_bias)
+        self.k = linear("BTD,DKH->BTKH", bias=config.qkv_bias)
+        self.v = linear("BTD,DKH->BTKH", bias=config.qkv_bias)
+        self.q_norm = _norm((L, H), dtype) if config.qk_norm else None
+        self.k_norm = _norm((L, H), dtype) if config.qk_norm else None
+        self.o = linear("BTNH,NHD->BTD", bias=config.output_bias)
         self.mlp_norm = _norm((L, D), dtype)
-        self.w_gate = _weight(rngs, (L, D, F), P(None, None, MODEL), dtype)
-        self.w_up = _weight(rngs, (L, D, F), P(None, None, MODEL), dtype)
-        self.w_down = _weight(rngs, (L, F, D), P(None, MODEL, None), dtype)
+        self.gate = linear("BTD,DF->BTF", bias=config.mlp_bias)
+        self.up = linear("BTD,DF->BTF", bias=config.mlp_bias)
+        self.down = linear("BTF,FD->BTD", bias=config.mlp_bias)
         self.norm_eps = config.norm_eps
 
-    def qkv(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def qkv(self, x: jax.Array, turn: Turn) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns rotated queries [B, T, N, H], rotated keys and values [B, T, K, H]."""
         x = rms_norm(x, self.attn_norm[...], self.norm_eps)
-        q = apply_rope(jnp.einsum("BTD,DNH->BTNH", x, self.wq[...]), angles)
-        k = apply_rope(jnp.einsum("BTD,DKH->BTKH", x, self.wk[...]), angles)
-        return q, k, jnp.einsum("BTD,DKH->BTKH", x, self.wv[...])
+        q, k = self.q(x), self.k(x)
+        if self.q_norm is not None and self.k_norm is not None:
+            q = rms_norm(q, self.q_norm[...], self.norm_eps)
+            k = rms_norm(k, self.k_norm[...], self.norm_eps)
+        return apply_rope(q, turn), apply_rope(k, turn), self.v(x)
 
     def attention_output(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-        out = jnp.einsum("BTNH,NHD->BTD", attended, self.wo[...], out_sharding=ACT_BTD)
-        return x + out
+        return x + self.o(attended)
 
     def mlp(self, x: jax.Array) -> jax.Array:
         h = rms_norm(x, self.mlp_norm[...], self.norm_eps)
-        gate = jax.nn.silu(jnp.einsum("BTD,DF->BTF", h, self.w_gate[...]))
-        up = jnp.einsum("BTD,DF->BTF", h, self.w_up[...])
-        return x + jnp.einsum("BTF,FD->BTD", gate * up, self.w_down[...], out_sharding=ACT_BTD)
+        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
 
 
 class Transformer(nnx.Module):
     """Embedding, stacked blocks, final norm and LM head."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
-        V, D = config.vocab_size, config.hidden_size
         self.config = config
-        self.embedding = _weight(rngs, (V, D), P(MODEL, None), dtype)
+        self.embedding = Embedding(config, rngs=rngs, dtype=dtype)
         self.blocks = Block(config, rngs=rngs, dtype=dtype)
-        self.final_norm = _norm((D,), dtype)
-        self.lm_head = (
-            None if config.tie_embeddings else _weight(rngs, (V, D), P(MODEL, None), dtype)
-        )
+        self.final_norm = _norm((config.hidden_size,), dtype)
+        self.lm_head = None if config.tie_embeddings else Embedding(config, rngs=rngs, dtype=dtype)
 
-    def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.embedding[...].at[token_ids].get(out_sharding=ACT_BTD)
+    @property
+    def dtype(self) -> Any:
+        """Of activations and the KV cache, whatever the weights are stored in."""
+        return self.final_norm[...].dtype
 
-    def angles(self, positions: Int[Array, "B T"]) -> Float[Array, "B T Hh"]:
-        return positions[..., None].astype(jnp.float32) * rope_frequencies(self.config)
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the matrices are int8."""
+        return self.embedding.scale is not None
+
+    def turn(self, positions: Int[Array, "B T"]) -> Turn:
+        """Cosines and sines of the positions."""
+        return rope_angles(positions.astype(jnp.float32), self.config.rope, self.config.head_dim)
 
     def __call__(
         self,
@@ -162,13 +227,13 @@ class Transformer(nnx.Module):
           The hidden states before the LM head, normed, and the rows' own KV [L, B, T, K, H]
           (dead code, and removed by the compiler, where the caller drops it).
         """
-        angles = self.angles(positions)
+        turn = self.turn(positions)
         scale = self.config.head_dim**-0.5
         kv, length = (None, None) if prefix is None else (prefix.kv, prefix.length)
 
         def body(x, layer):
             block, slots = layer
-            q, k, v = block.qkv(x, angles)
+            q, k, v = block.qkv(x, turn)
             attended = attention(
                 q,
                 k,
@@ -181,7 +246,7 @@ class Transformer(nnx.Module):
             return block.mlp(block.attention_output(x, attended)), KV(k, v)
 
         body = jax.checkpoint(body, prevent_cse=False)
-        x, own = jax.lax.scan(body, self.embed(token_ids), (self.blocks, kv))
+        x, own = jax.lax.scan(body, self.embedding(token_ids, self.dtype), (self.blocks, kv))
         return rms_norm(x, self.final_norm[...], self.config.norm_eps), own
 
     def decode(
@@ -199,14 +264,14 @@ class Transformer(nnx.Module):
         Arguments as in `__call__`; `segment_start` counts in cache indices. The cache is carried
         through the layers and updated in place: a step moves one token of it, not all.
         """
-        angles = self.angles(positions)
+        turn = self.turn(positions)
         scale = self.config.head_dim**-0.5
         kv, length = (None, None) if prefix is None else (prefix.kv, prefix.length)
 
         def body(carry, layer):
             x, cache = carry
             block, slots, index = layer
-            q, k, v = block.qkv(x, angles)
+            q, k, v = block.qkv(x, turn)
             at = (index, 0, offset, 0, 0)
             cache = KV(
                 jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), at),
@@ -225,19 +290,13 @@ class Transformer(nnx.Module):
             return (block.mlp(block.attention_output(x, attended)), cache), None
 
         layers = (self.blocks, kv, jnp.arange(self.config.num_layers))
-        (x, cache), _ = jax.lax.scan(body, (self.embed(token_ids), cache), layers)
+        (x, cache), _ = jax.lax.scan(body, (self.embedding(token_ids, self.dtype), cache), layers)
         return rms_norm(x, self.final_norm[...], self.config.norm_eps), cache
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Float32 logits; meant for few positions, since [B, T, V] is large."""
         head = self.embedding if self.lm_head is None else self.lm_head
-        return jnp.einsum(
-            "BTD,VD->BTV",
-            hidden,
-            head[...],
-            preferred_element_type=jnp.float32,
-            out_sharding=P(DATA, None, MODEL),
-        )
+        return head.logits(hidden)
 
 
 def abstract_transformer(config: ModelConfig, dtype=jnp.float32) -> Transformer:

@@ -84,7 +84,7 @@ def test_loss_equals_its_definition(rng, mesh):
         got = jax.jit(lambda m, h, *a: distillation_loss(m, h, Targets(*a)))(
             model.transformer, h, *put
         )
-    head = np.asarray(model.transformer.lm_head[...])
+    head = np.asarray(model.transformer.lm_head.weight[...])
     logits = np.take_along_axis(hidden, index[..., None], 1) @ head.T
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     picked = np.take_along_axis(logp, ids, -1)

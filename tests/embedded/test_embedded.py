@@ -13,7 +13,7 @@ from cartridges_jax.embedded.tokenizer_training import train_tokenizer
 from cartridges_jax.evaluation.arms import answer, control_arms
 from cartridges_jax.evaluation.scoring import is_right
 from cartridges_jax.evaluation.suites import embedded_questions, held_out_document
-from cartridges_jax.language_model import EMBEDDED_FOLDER
+from cartridges_jax.models.hub import EMBEDDED_FOLDER
 from cartridges_jax.sharding import TOKENS_BT, local_mesh, place
 
 
@@ -102,14 +102,14 @@ def test_the_start_weights_hold_induction_heads(embedded):
         def place_it(x):
             return place(embedded.mesh, x, TOKENS_BT)
 
-        x = model.embed(place_it(tokens))
-        angles = model.angles(place_it(np.arange(120, dtype=np.int32)[None]))
+        x = model.embedding(place_it(tokens), model.dtype)
+        turn = model.turn(place_it(np.arange(120, dtype=np.int32)[None]))
         first, second = (jax.tree.map(lambda w, i=i: w[i], model.blocks) for i in (0, 1))
-        q, k, v = first.qkv(x, angles)
+        q, k, v = first.qkv(x, turn)
         from cartridges_jax.attention import attention
 
         seen = attention(q, k, v, segment_start=place_it(0 * tokens), scale=32**-0.5)
-        q, k, _ = second.qkv(first.mlp(first.attention_output(x, seen)), angles)
+        q, k, _ = second.qkv(first.mlp(first.attention_output(x, seen)), turn)
         scores = np.einsum("tnh,snh->nts", np.asarray(q[0]), np.asarray(k[0])) * 32**-0.5
     scores = np.where(np.tril(np.ones((120, 120), bool)), scores, -np.inf)
     behind = np.mean(

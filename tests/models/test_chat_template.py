@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from cartridges_jax.embedded.tokenizer_training import CHAT_TEMPLATE
 from cartridges_jax.errors import InputError
-from cartridges_jax.language_model import EMBEDDED_FOLDER
 from cartridges_jax.models.chat_template import ChatTemplate, Message
-from cartridges_jax.models.tokenizer import Tokenizer
+from cartridges_jax.models.hub import EMBEDDED_FOLDER
+from cartridges_jax.models.tokenizer import load_tokenizer
 
-TOKENIZER = Tokenizer.load(EMBEDDED_FOLDER)
+TOKENIZER = load_tokenizer(EMBEDDED_FOLDER)
 TEMPLATE = ChatTemplate(TOKENIZER, CHAT_TEMPLATE)
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}{{ '[' + m['role'] + ']\n\n' + m['content'] | trim }}"
@@ -72,13 +72,16 @@ def test_a_template_that_hides_the_system_turn_is_refused():
     without = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}"
     for source in (late, without):
         template = ChatTemplate(TOKENIZER, source)
-        with pytest.raises(InputError, match="each of the turns"):
+        with pytest.raises(InputError, match="once each and in order"):
             template.render_suffix(conversation("Who?"))
-    with pytest.raises(InputError, match="each of the turns"):
-        ChatTemplate(TOKENIZER, without).render_context("", "a document")
+        with pytest.raises(InputError, match="once each and in order"):
+            template.render_context("", "a document")
     changed = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(InputError, match="does not render the system turn as a prefix"):
         ChatTemplate(TOKENIZER, changed).render_suffix(conversation("Who?"))
+    endless = "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}"
+    with pytest.raises(InputError, match="nothing would stop an answer"):
+        ChatTemplate(TOKENIZER, endless).render_suffix(conversation("Who?", "Ada."))
 
 
 def test_a_template_cannot_reach_out_of_its_sandbox():

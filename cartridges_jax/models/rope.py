@@ -1,0 +1,184 @@
+"""Rotary position embedding: which angle each position turns each pair of dimensions by.
+
+Frequencies are computed once in numpy from the numbers of a config.json, as `transformers` does;
+`apply_rope` turns queries and keys. Four kinds are supported: default, linear, llama3 and yarn.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cartridges_jax.errors import InputError
+
+Turn = tuple[jax.Array, jax.Array]  # cosines and sines [B, T, H / 2], float32
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearScaling:
+    """All wavelengths longer by `factor`: position interpolation (arXiv 2306.15595)."""
+
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's stretching of the low frequencies (arXiv 2407.21783)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (arXiv 2309.00071): interpolates low frequencies and sharpens attention.
+
+    `attention_factor` multiplies cosines and sines, so scores grow by its square.
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+    attention_factor: float
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """The rotary embedding of one model."""
+
+    theta: float
+    scaling: LinearScaling | Llama3Scaling | YarnScaling | None
+
+
+def parse_rope(fields: dict[str, Any], window: int, where: str) -> Rope:
+    """Reads the rotary embedding from the fields of a config.json, in either spelling.
+
+    Args:
+      fields: of the config; older ones have `rope_theta` and `rope_scaling` at top level, those of
+        transformers 5 have `rope_parameters`.
+      window: `max_position_embeddings`, the original window of a scaling that names none.
+      where: the file's name, for errors.
+
+    Raises:
+      InputError: if a number is missing or the kind is not supported.
+    """
+    rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
+    theta = rope.get("rope_theta", fields.get("rope_theta"))
+    if theta is None:
+        raise InputError(
+            f"{where} gives no rope_theta, neither at top level nor in rope_parameters"
+        )
+    share = rope.get("partial_rotary_factor", fields.get("partial_rotary_factor"))
+    if share not in (None, 1):
+        raise InputError(f"{where}: partial_rotary_factor {share} is not supported; 1 is")
+    original = fields.get("original_max_position_embeddings")
+    original = original or rope.get("original_max_position_embeddings", window)
+
+    def number(name: str) -> float:
+        if rope.get(name) is None:
+            raise InputError(f"{where}: rope type {kind!r} needs the field {name!r}")
+        return float(rope[name])
+
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    match kind:
+        case "default":
+            scaling = None
+        case "linear":
+            scaling = LinearScaling(number("factor"))
+        case "llama3":
+            low, high = number("low_freq_factor"), number("high_freq_factor")
+            scaling = Llama3Scaling(number("factor"), low, high, int(original))
+        case "yarn":
+            factor = float(rope.get("factor") or window / original)
+            scaling = YarnScaling(
+                factor,
+                int(original),
+                _yarn_attention_factor(rope, factor),
+                float(rope.get("beta_fast") or 32),
+                float(rope.get("beta_slow") or 1),
+                bool(rope.get("truncate", True)),
+            )
+        case _:
+            raise InputError(
+                f"{where}: rope type {kind!r} is not supported; default, linear, llama3, yarn are"
+            )
+    return Rope(float(theta), scaling)
+
+
+def _yarn_attention_factor(rope: dict[str, Any], factor: float) -> float:
+    """The given factor, or 0.1 ln(factor) + 1 of the paper, with DeepSeek's two multipliers."""
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+
+    def magnitude(multiplier: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
+
+    above, below = rope.get("mscale"), rope.get("mscale_all_dim")
+    return magnitude(above) / magnitude(below) if above and below else magnitude(1.0)
+
+
+def to_hf_fields(rope: Rope) -> dict[str, Any]:
+    """Returns the `rope_parameters` of a config.json."""
+    kinds = {LinearScaling: "linear", Llama3Scaling: "llama3", YarnScaling: "yarn"}
+    fields: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
+    if rope.scaling is not None:
+        fields |= {"rope_type": kinds[type(rope.scaling)], **dataclasses.asdict(rope.scaling)}
+    return fields
+
+
+def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+    """Returns the H / 2 rotation frequencies in radians per position, float32."""
+    H = head_dim
+    freq = np.float32(1) / np.float32(rope.theta) ** (np.arange(0, H, 2, dtype=np.float32) / H)
+    match rope.scaling:
+        case LinearScaling(factor):
+            freq = freq / factor
+        case Llama3Scaling(factor, low, high, window):
+            # Wavelengths beyond window / low are stretched by `factor`, those below
+            # window / high are kept, and between the two it interpolates.
+            turns = window * freq / (2 * np.pi)
+            keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+            freq = freq * (keep + (1 - keep) / factor)
+        case YarnScaling(factor, window):
+            first, last = _yarn_range(rope, H)
+            ramp = np.clip((np.arange(H // 2) - first) / (last - first), 0.0, 1.0)
+            freq = freq * (1 - ramp) + freq / factor * ramp
+    return freq.astype(np.float32)
+
+
+def _yarn_range(rope: Rope, head_dim: int) -> tuple[float, float]:
+    """The pairs between which YaRN passes from keeping a frequency to interpolating it."""
+    scaling = rope.scaling
+    assert isinstance(scaling, YarnScaling)
+
+    def pair(turns: float) -> float:
+        window = scaling.original_max_position_embeddings
+        return head_dim * math.log(window / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    first, last = pair(scaling.beta_fast), pair(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = float(max(first, 0)), float(min(last, head_dim - 1))
+    return first, last + 0.001 if first == last else last
+
+
+def rope_angles(positions: Float[Array, "B T"], rope: Rope, head_dim: int) -> Turn:
+    """Returns the cosines and sines [B, T, H / 2] of every position, float32."""
+    angles = positions[..., None] * rope_frequencies(rope, head_dim)
+    factor = rope.scaling.attention_factor if isinstance(rope.scaling, YarnScaling) else 1.0
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def apply_rope(x: Float[Array, "B T M H"], turn: Turn) -> Float[Array, "B T M H"]:
+    """Rotates the halves of each head by the cosines and sines of `rope_angles`, in float32."""
+    cos, sin = (part[..., None, :] for part in turn)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

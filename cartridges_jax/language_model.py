@@ -365,11 +365,9 @@ class LanguageModel:
         if not isinstance(prompt[0], dict):
             return [int(i) for i in prompt]  # type: ignore[arg-type]  # token ids, told by element
         messages: Sequence[Message] = prompt  # type: ignore[assignment]
-        if not has_context and messages[0]["role"] == "system":
+        if not has_context:
             return self.template.render(messages, add_generation_prompt=True)
-        suffix = self.template.render_suffix(messages, add_generation_prompt=True)
-        ids = suffix.token_ids.tolist()
-        return ids if has_context else self.template.empty_context() + ids
+        return self.template.render_suffix(messages, add_generation_prompt=True).token_ids.tolist()
 
     def as_prefix(self, cartridge: Cartridge | Prefix | None) -> Prefix | None:
         """Casts a cartridge to the model's dtype and puts it on its mesh; checks that it fits."""

@@ -16,7 +16,7 @@ LAYERS = (
     ("cartridge", "cartridge_file", "language_model", "initializers"),
     ("self_study",),
     ("distillation",),
-    ("evaluation", "embedded"),
+    ("evaluation", "embedded", "planning"),
     ("demo", "chat", "info"),
     ("cli", "__init__"),
 )

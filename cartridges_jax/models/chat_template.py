@@ -134,14 +134,18 @@ class ChatTemplate:
 
         It is the context that its system message makes, or the empty one, and its suffix.
         """
+        context: list[int] = []
+        before = self._frame.empty
         if messages and messages[0]["role"] == "system":
-            context, messages = self._context(messages[0]["content"]), messages[1:]
+            context, before = self._context(messages[0]["content"]), ""
+            messages = messages[1:]
             if not messages and not add_generation_prompt:
                 return context
-        else:
-            context = self.empty_context()
-        suffix = self.render_suffix(messages, add_generation_prompt=add_generation_prompt)
-        return context + suffix.token_ids.tolist()
+        (first, _), *others = self._suffix_pieces(messages, add_generation_prompt)
+        ids = context + self._encode(before + first, continues=bool(context))
+        for part, _ in others:
+            ids += self._encode(part, continues=True)
+        return ids
 
     def render_context(self, title: str, text: str) -> list[int]:
         """Returns the token ids of a document as the teacher reads it (see the module's head).
@@ -159,24 +163,9 @@ class ChatTemplate:
           InputError: if the template does not render the context as a prefix of the conversation,
             or rejects the conversation.
         """
-        text = self._suffix_text(messages, add_generation_prompt)
-        pieces, done = [], 0
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            start = max(done, _shared_length(text, self._suffix_text(messages[:i], True)))
-            closing = self._special.search(text, start)
-            if closing is None:
-                raise InputError(
-                    "this chat template closes an assistant's turn with no special token, so "
-                    "nothing would stop an answer"
-                )
-            pieces += [(text[done:start], False), (text[start : closing.end()], True)]
-            done = closing.end()
-        pieces.append((text[done:], False))
         token_ids: list[int] = []
         is_answer: list[bool] = []
-        for part, flag in pieces:
+        for part, flag in self._suffix_pieces(messages, add_generation_prompt):
             ids = self._encode(part, continues=True)
             token_ids += ids
             is_answer += [flag] * len(ids)
@@ -194,7 +183,9 @@ class ChatTemplate:
         """Returns what precedes a suffix where there is no document.
 
         BOS for most; what the template itself says where nobody gives a system message (Qwen2.5's
-        default prompt, Llama 3.1's dates), as far as it precedes the first turn.
+        default prompt, Llama 3.1's dates), as far as it precedes the first turn. Mistral and Llama 2
+        have no border of tokens there: where the question's first word would have merged with what
+        precedes it, this and a suffix differ by that split from `render`.
         """
         return self._encode(self._frame.empty)
 
@@ -248,6 +239,26 @@ class ChatTemplate:
             return self._encode(self._jinja([system]))
         text = self._jinja([system, Message(role="user", content=_MARK_USER)])
         return self._encode(text.rsplit(_MARK_USER, 1)[0])
+
+    def _suffix_pieces(
+        self, messages: Sequence[Message], add_generation_prompt: bool
+    ) -> list[tuple[str, bool]]:
+        """Cuts a suffix into what the template and the users say, and answers with their end."""
+        text = self._suffix_text(messages, add_generation_prompt)
+        pieces, done = [], 0
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            start = max(done, _shared_length(text, self._suffix_text(messages[:i], True)))
+            closing = self._special.search(text, start)
+            if closing is None:
+                raise InputError(
+                    "this chat template closes an assistant's turn with no special token, so "
+                    "nothing would stop an answer"
+                )
+            pieces += [(text[done:start], False), (text[start : closing.end()], True)]
+            done = closing.end()
+        return [*pieces, (text[done:], False)]
 
     def _suffix_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         if self._frame.own_turn:

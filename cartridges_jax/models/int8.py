@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cartridges_jax.models.transformer import Embedding, Linear
+from cartridges_jax.models.transformer import Embedding, Linear, Transformer
 
 LARGEST = 127
 
@@ -32,3 +32,11 @@ def quantize(matrix: Linear | Embedding) -> None:
     rounded, scale = _round(matrix.weight[...], summed)
     matrix.weight = nnx.Param(rounded, spec=spec)
     matrix.scale = nnx.Param(scale, spec=matrix.output_spec)
+
+
+def quantize_all(model: Transformer) -> Transformer:
+    """Quantizes every matrix of a model in place, and returns it."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Linear | Embedding):
+            quantize(module)
+    return model

@@ -1,0 +1,182 @@
+"""Prefill, decode and training steps compiled by the TPU compiler, for slices that are not there.
+
+libtpu compiles for any topology without a TPU, and says what each chip holds. Weights are shapes
+with shardings; nothing is allocated. Compile one program at a time: libtpu takes a lock.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
+from cartridges_jax.distillation.targets import TOP_J
+from cartridges_jax.distillation.train import TrainConfig, make_optimizer, make_train_step
+from cartridges_jax.models import int8
+from cartridges_jax.models.config import ModelConfig
+from cartridges_jax.models.hf import Quantization
+from cartridges_jax.models.transformer import KV, Prefix, Transformer, abstract_transformer
+from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of a program, in bytes for each device."""
+
+    argument_bytes: int  # weights, caches, batches
+    temporary_bytes: int
+    output_bytes: int  # without what is written over an argument
+    compile_s: float
+    text: str  # HLO
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Memory of a device while the program runs, code not counted."""
+        return self.argument_bytes + self.temporary_bytes + self.output_bytes
+
+
+def slice_mesh(topology: str, data: int, model: int) -> Mesh:
+    """Returns a (data, model) mesh over a TPU slice such as "v5e:4x4".
+
+    Raises:
+      RuntimeError: from libtpu, if it is not installed or does not know the topology.
+    """
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    axes = (AxisType.Explicit, AxisType.Explicit)
+    return Mesh(np.array(devices).reshape(data, model), (DATA, MODEL), axis_types=axes)
+
+
+def _shape(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*axes)))
+
+
+def abstract_model(
+    config: ModelConfig, mesh: Mesh, dtype: Any, quantization: Quantization = "none"
+) -> Transformer:
+    """The model as shapes that know where they live on `mesh`; call it under that mesh."""
+    model = abstract_transformer(config, dtype)
+    if quantization == "int8":
+        model = nnx.eval_shape(int8.quantize_all, model)
+
+    def is_variable(x: Any) -> bool:
+        return isinstance(x, nnx.Variable)
+
+    state = nnx.state(model)
+    specs = jax.tree.map(lambda v: v.get_metadata()["spec"], state, is_leaf=is_variable)
+    placed = jax.tree.map(
+        lambda x, spec: _shape(mesh, x.shape, x.dtype, *spec),
+        nnx.as_pure(state),
+        nnx.as_pure(specs),
+    )
+    return nnx.merge(nnx.graphdef(model), placed)
+
+
+def _compile(function: Any, *args: Any, donate: tuple[int, ...] = ()) -> Compiled:
+    jitted = function if hasattr(function, "lower") else jax.jit(function, donate_argnums=donate)
+    started = time.perf_counter()
+    compiled = jitted.lower(*args).compile()
+    seconds = time.perf_counter() - started
+    memory = compiled.memory_analysis()
+    return Compiled(
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        seconds,
+        compiled.as_text(),
+    )
+
+
+def compile_prefill(
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    rows: int,
+    num_tokens: int,
+    dtype: Any = jnp.bfloat16,
+    quantization: Quantization = "none",
+) -> Compiled:
+    """Compiles the reading of `rows` texts: their KV, and the logits of their last tokens."""
+
+    def prefill(model, token_ids, positions, segment_start):
+        hidden, kv = model(token_ids, positions, segment_start)
+        return model.logits(hidden[:, -1:]), kv
+
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        tokens = _shape(mesh, (rows, num_tokens), jnp.int32, *TOKENS_BT)
+        model = abstract_model(config, mesh, dtype, quantization)
+        return _compile(prefill, model, tokens, tokens, tokens)
+
+
+def compile_decode(
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    rows: int,
+    cache_length: int,
+    num_slots: int,
+    dtype: Any = jnp.bfloat16,
+    quantization: Quantization = "none",
+) -> Compiled:
+    """Compiles one decode step of `rows` rows behind one shared cartridge."""
+    L, K, H = config.num_layers, config.num_kv_heads, config.head_dim
+
+    def step(model, cache, prefix, token, position, start, offset):
+        hidden, cache = model.decode(token, position, start, cache, offset, prefix=prefix)
+        return model.logits(hidden), cache
+
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        heads = head_axis(K)
+        own = _shape(mesh, (L, rows, cache_length, K, H), dtype, None, DATA, None, heads)
+        slots = _shape(mesh, (L, num_slots, K, H), dtype, None, None, heads)
+        scalar = _shape(mesh, (), jnp.int32)
+        column = _shape(mesh, (rows, 1), jnp.int32, *TOKENS_BT)
+        prefix = Prefix(KV(slots, slots), scalar, scalar)
+        model = abstract_model(config, mesh, dtype, quantization)
+        args = (model, KV(own, own), prefix, column, column, column, scalar)
+        return _compile(step, *args, donate=(1,))
+
+
+def compile_train_step(
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    rows: int,
+    row_length: int,
+    num_slots: int,
+    dtype: Any = jnp.bfloat16,
+) -> Compiled:
+    """Compiles a step of `distillation.train`: packed rows, float32 slots and Adam moments."""
+    L, K, H = config.num_layers, config.num_kv_heads, config.head_dim
+    B, T, M, J = rows, row_length, row_length // 2, TOP_J
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        slots = jax.ShapeDtypeStruct((L, num_slots, K, H), jnp.float32)
+        cartridge = nnx.eval_shape(lambda k, v: Cartridge(k, v), slots, slots)
+        graphdef, trainable, frozen = nnx.split(cartridge, TrainableSlot, FrozenSlot)
+        optimizer: optax.GradientTransformation = make_optimizer(TrainConfig())
+        moments = jax.eval_shape(optimizer.init, trainable)
+        shapes = {
+            "token_ids": ((B, T), jnp.int32),
+            "positions": ((B, T), jnp.int32),
+            "segment_start": ((B, T), jnp.int32),
+            "target_index": ((B, M), jnp.int32),
+            "target_weight": ((B, M), jnp.float32),
+            "top_ids": ((B, M, J), jnp.int32),
+            "top_logprobs": ((B, M, J), jnp.float32),
+        }
+        batch = {name: _shape(mesh, *what, DATA) for name, what in shapes.items()}
+        heads = (None, None, head_axis(K), None)
+
+        def place(x: Any) -> Any:
+            return _shape(mesh, x.shape, x.dtype, *(heads if x.ndim == 4 else ()))
+
+        state = jax.tree.map(place, (trainable, moments, frozen))
+        step = make_train_step(graphdef, optimizer)
+        return _compile(step, *state, abstract_model(config, mesh, dtype), batch)

@@ -183,9 +183,9 @@ class ChatTemplate:
         """Returns what precedes a suffix where there is no document.
 
         BOS for most; what the template itself says where nobody gives a system message (Qwen2.5's
-        default prompt, Llama 3.1's dates), as far as it precedes the first turn. Mistral and Llama 2
-        have no border of tokens there: where the question's first word would have merged with what
-        precedes it, this and a suffix differ by that split from `render`.
+        default prompt, Llama 3.1's dates), as far as it precedes the first turn. Mistral and
+        Llama 2 have no border of tokens there: where the question's first word would have merged
+        with what precedes it, this and a suffix differ by that split from `render`.
         """
         return self._encode(self._frame.empty)
 

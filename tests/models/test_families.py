@@ -57,7 +57,7 @@ def render_theirs(theirs, messages, **options):
 @given(text=ANY_TEXT)
 @settings(max_examples=1000, deadline=None)
 def test_text_is_encoded_as_transformers_splits_special_tokens(both, text):
-    family, template, theirs = both
+    _, template, theirs = both
     ids = template.tokenizer.encode(text)
     assert ids == theirs(text, add_special_tokens=False, split_special_tokens=True).input_ids
     assert not set(ids) & set(template.tokenizer.special_tokens.values()) - {
@@ -126,7 +126,7 @@ def test_answers_follow_the_generation_prompt_and_hold_their_end(both, question,
 @given(text=ANY_TEXT, question=ANY_TEXT)
 @settings(max_examples=200, deadline=None)
 def test_no_content_forges_a_special_token(both, text, question):
-    family, template, _ = both
+    _, template, _ = both
     wanted = template.render([system("x"), *turns("y")], add_generation_prompt=True)
     got = template.render([system(text), *turns(question)], add_generation_prompt=True)
     special = set(template.tokenizer.special_tokens.values())

@@ -1,9 +1,13 @@
 """Generation does not depend on batches, padding or meshes."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cartridges_jax.errors import InputError
+from cartridges_jax.models.generate import _keep_likely
 from tests.conftest import make_tiny_model
 
 PROMPTS = ["Who is it?", "Where does Ada Brown live, and since when?", "x", "Name all of them."]
@@ -46,6 +50,103 @@ def test_streaming_gives_the_same_text(embedded):
         pieces = list(embedded.stream(question, context, max_new_tokens=20))
         assert "".join(pieces) == whole.text
         assert len(pieces) > 1 or len(whole.token_ids) <= 8
+
+
+def test_stop_texts_end_an_answer(embedded):
+    context = embedded.kv_as_cartridge(
+        embedded.template.render_context("", "Ada Brown lives in Oslo. Bo Falk lives in Rome.")
+    )
+    questions = ["Where does Ada Brown live?", "Where does Bo Falk live?"]
+    whole = embedded.generate(questions, context, max_new_tokens=30)
+    assert "Oslo" in whole[0].text
+    cut = embedded.generate(questions, context, max_new_tokens=30, stop=["Oslo", "never"])
+    assert cut[0].text == whole[0].text[: whole[0].text.index("Oslo")]
+    assert cut[0].finish_reason == "stop"
+    assert len(cut[0].token_ids) < len(whole[0].token_ids)
+    assert cut[0].token_ids == whole[0].token_ids[: len(cut[0].token_ids)]
+    assert len(cut[0].logprobs) == len(cut[0].token_ids)
+    assert cut[1] == whole[1]
+    streamed = "".join(embedded.stream(questions[0], context, max_new_tokens=30, stop=["Oslo"]))
+    assert streamed == cut[0].text
+
+
+def test_pieces_of_all_answers_are_shown_while_they_grow(embedded):
+    context = embedded.kv_as_cartridge(
+        embedded.template.render_context("", "Ada Brown lives in Oslo. Bo Falk lives in Rome.")
+    )
+    questions = ["Where does Ada Brown live?", "Summarise what the text says about Bo Falk."] * 2
+    shown = [""] * 4
+    calls = []
+
+    def show(index, text):
+        shown[index] += text
+        calls.append(index)
+
+    answers = embedded.generate(
+        questions, context, max_new_tokens=30, temperature=0.5, on_text=show, batch_size=3
+    )
+    assert shown == [a.text for a in answers]
+    assert len(calls) > 4
+    alone = embedded.generate(questions, context, max_new_tokens=30, temperature=0.5, batch_size=3)
+    assert [a.text for a in alone] == shown  # watching changes nothing
+
+
+def test_stop_tokens_of_the_caller(tiny):
+    [free] = tiny.generate([[1, 50, 60]], max_new_tokens=12, stop_token_ids=())
+    assert len(free.token_ids) == 12 and free.finish_reason == "length"
+    wanted = free.token_ids[4]
+    [cut] = tiny.generate([[1, 50, 60]], max_new_tokens=12, stop_token_ids=[wanted])
+    end = free.token_ids.index(wanted) + 1
+    assert cut.token_ids == free.token_ids[:end] and cut.finish_reason == "stop"
+
+
+@given(
+    st.lists(st.integers(-500, 500), min_size=2, max_size=20, unique=True),
+    st.integers(0, 25),
+    st.integers(1, 100),
+)
+@settings(max_examples=100, deadline=None)
+def test_top_k_and_top_p_keep_what_their_definitions_keep(hundredths, top_k, percent):
+    """Sorted by probability: the first k, and of these the fewest that hold top_p."""
+    scores, top_p = np.float32(hundredths) / 100, percent / 100
+    cut = _keep_likely(jnp.asarray(scores[None]), jnp.asarray(top_k), jnp.asarray(top_p))
+    got = np.isfinite(np.asarray(cut))[0]
+    order = np.argsort(scores)[::-1][: top_k or None]
+    shares = np.exp(np.asarray(scores, np.float64)[order])
+    shares /= shares.sum()
+    before = np.cumsum(shares) - shares
+    # Within rounding of the border either answer is right.
+    sure = {int(i) for i, b in zip(order, before, strict=True) if b < top_p - 1e-5}
+    may = {int(i) for i, b in zip(order, before, strict=True) if b < top_p + 1e-5}
+    kept = set(np.flatnonzero(got).tolist())
+    assert sure | {int(order[0])} <= kept <= may | {int(order[0])}
+
+
+def test_samples_come_from_the_kept_tokens(tiny):
+    logits = np.asarray(tiny.logits([1, 9, 17]))[-1]
+    options = {"max_new_tokens": 1, "temperature": 3.0, "batch_size": 64}
+    samples = tiny.generate([[1, 9, 17]] * 64, top_k=3, **options)
+    best = set(np.argsort(logits)[-3:].tolist())
+    assert {s.token_ids[0] for s in samples} == best
+    samples = tiny.generate([[1, 9, 17]] * 64, top_p=1e-6, **options)
+    assert {s.token_ids[0] for s in samples} == {int(logits.argmax())}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"top_p": 0.0}, "top_p=0.0 above 0"),
+        ({"top_k": -1}, "top_k=-1 must be at least 0"),
+        ({"temperature": -0.5}, "temperature=-0.5"),
+        ({"stop": ["", "x"]}, "none empty"),
+        ({"stop": "x"}, "list of texts"),
+        ({"seeds": [1, 2]}, "2 seeds were given for 1 prompts"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tiny, options, words):
+    with pytest.raises(InputError, match=words):
+        tiny.generate(["x"], **options)
 
 
 def test_length_and_stop_are_told_apart(embedded):

@@ -169,7 +169,7 @@ class LanguageModel:
     def read(self, token_ids: Any) -> Prefix:
         """Runs tokens [T] once and returns their KV as a prefix, padded to few distinct sizes."""
         ids = np.asarray(token_ids, np.int32)
-        width = -(-len(ids) // PREFIX_STEP) * PREFIX_STEP
+        width = max(1, -(-len(ids) // PREFIX_STEP)) * PREFIX_STEP  # no token is a prefix, too
         rows = np.zeros((self.mesh.shape[sharding.DATA], width), np.int32)
         rows[:, : len(ids)] = ids
         kv = self._run(rows, None, with_kv=True)

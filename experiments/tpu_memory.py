@@ -9,9 +9,13 @@ experiments/results/tpu_memory.json.
 """
 
 import dataclasses
+import functools
+from typing import Any
 
 from absl import app, flags
 
+from cartridges_jax.models.config import ModelConfig
+from cartridges_jax.models.hf import Quantization
 from cartridges_jax.planning.tpu_compiler import (
     Compiled,
     compile_decode,
@@ -25,7 +29,7 @@ _OUT = flags.DEFINE_string("out", "experiments/results/tpu_memory.json", "Result
 
 GIB = 2**30
 HBM_GIB = {"v5e": 16, "v6e": 32, "v5p": 95}  # of one chip; published figures
-CASES = (  # name, config, quantization, slice
+CASES: tuple[tuple[str, ModelConfig, Quantization, str], ...] = (  # ..., slice
     ("Llama-3.1-8B", LLAMA_3_1_8B, "none", "v5e:4x4"),
     ("Qwen3-32B", QWEN3_32B, "none", "v5e:4x4"),
     ("Llama-3.1-70B", LLAMA_3_1_70B, "int8", "v5e:4x4"),
@@ -53,16 +57,13 @@ def main(_) -> None:
     for name, config, quantization, topology in CASES:
         mesh = slice_mesh(topology, data=2, model=8)
         shared = {"model": name, "quantization": quantization, "slice": topology, "mesh": "2x8"}
+        options: dict[str, Any] = {"quantization": quantization}
         programs = {
-            "prefill": lambda c=config, q=quantization, m=mesh: compile_prefill(
-                c, m, **PREFILL, quantization=q
-            ),
-            "decode": lambda c=config, q=quantization, m=mesh: compile_decode(
-                c, m, **DECODE, quantization=q
-            ),
+            "prefill": functools.partial(compile_prefill, config, mesh, **PREFILL, **options),
+            "decode": functools.partial(compile_decode, config, mesh, **DECODE, **options),
         }
         for program, compile_it in programs.items():
-            entry: dict = shared | {"program": program}
+            entry: dict[str, Any] = shared | {"program": program}
             try:
                 entry |= row(compile_it(), topology.split(":")[0])
             except Exception as error:  # the compiler's own: most often, out of memory

@@ -247,3 +247,36 @@ def write_tokenizer(folder: pathlib.Path, family: Family) -> None:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(fields))
     (folder / "chat_template.jinja").write_text(family.template)
+
+
+def write_model(folder: pathlib.Path, family: Family, window: int = 1024) -> None:
+    """Writes a tiny random model of the family, as its authors' folder looks.
+
+    A tenth of the vocabulary ends an answer, so that random answers do end.
+    """
+    import torch
+    import transformers
+
+    write_tokenizer(folder, family)
+    vocabulary = make_tokenizer(family).get_vocab_size()
+    stops = list(range(vocabulary - vocabulary // 10, vocabulary - len(family.words)))
+    fields = {
+        "vocab_size": vocabulary + 8,  # padded, as Qwen's is
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "rope_parameters": {"rope_theta": 3e4, "rope_type": "default"},
+        "max_position_embeddings": window,
+        "eos_token_id": stops,
+        "bos_token_id": 0,
+        "sliding_window": None,
+    }
+    if family.architecture == "Qwen2":
+        del fields["head_dim"]
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{family.architecture}Config")(**fields)
+    model = getattr(transformers, f"{family.architecture}ForCausalLM")(config)
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="50KB")

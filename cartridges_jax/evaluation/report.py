@@ -43,6 +43,11 @@ def _percent(share: dict[str, Any]) -> str:
     return f"{100 * share['value']:.1f} % ({100 * share['low']:.0f}–{100 * share['high']:.0f})"
 
 
+def times_smaller(full: int, own: int) -> str:
+    """How many times less memory than the full context; a context of nothing has no number."""
+    return f"{full / own:.1f}x" if own else "-"
+
+
 def human_bytes(count: int | float) -> str:
     """Bytes with a binary unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -186,7 +191,11 @@ def write_report(
         caption = f"Throughput: decoding for {batch} requests at once"
         plots.append((caption, bar_plot(rates, "tokens a second, all requests together")))
     environment = jinja2.Environment(autoescape=True)
-    environment.filters |= {"percent": _percent, "bytes": human_bytes}
+    environment.filters |= {
+        "percent": _percent,
+        "bytes": human_bytes,
+        "times_smaller": times_smaller,
+    }
     page = environment.from_string(_TEMPLATE.read_text()).render(
         title=title,
         results=results,
@@ -225,7 +234,7 @@ def summary_table(results: dict[str, Any]) -> str:
         rate = arm.get("decode_tokens_per_s", {}).get("median")
         lines.append(
             f"{name:<14}{arm['tokens']:>8}{human_bytes(arm['kv_bytes']):>12}"
-            f"{full / arm['kv_bytes']:>8.1f}x{value}{f'{rate:,.0f}' if rate else '':>14}"
+            f"{times_smaller(full, arm['kv_bytes']):>9}{value}{f'{rate:,.0f}' if rate else '':>14}"
         )
     if has_accuracy:
         lines.append(

@@ -131,6 +131,11 @@ def _leaves(config: ModelConfig) -> Iterator[_Leaf]:
             yield _Leaf(names, path, tuple(hf_axes.split()), axes, config.sizes)
 
 
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor of a Hugging Face checkpoint, by its name."""
+    return {name: leaf.hf_shape for leaf in _leaves(config) for name in leaf.names}
+
+
 def read_weights(
     folder: epath.PathLike,
     config: ModelConfig,
@@ -151,7 +156,7 @@ def read_weights(
     folder = epath.Path(folder)
     holder = tensor_handles(folder)
     leaves = sorted(_leaves(config), key=lambda leaf: -leaf.size)
-    _check_names(folder, holder, leaves)
+    _check_names(folder, holder, config)
     with jax.set_mesh(mesh):
         model = abstract_transformer(config, dtype)
         bar = progress(sum(leaf.size for leaf in leaves), "load", " weights", scaled=True)
@@ -219,9 +224,9 @@ def _check_finite(folder: epath.Path, leaf: _Leaf, value: jax.Array) -> None:
     raise InputError(f"{folder}: {bad} holds values that are not finite")
 
 
-def _check_names(folder: epath.Path, holder: dict[str, Any], leaves: list[_Leaf]) -> None:
+def _check_names(folder: epath.Path, holder: dict[str, Any], config: ModelConfig) -> None:
     """Reports every tensor that is missing, extra or misshapen, all together."""
-    expected = {name: leaf.hf_shape for leaf in leaves for name in leaf.names}
+    expected = tensor_shapes(config)
     known = expected.keys() | {"lm_head.weight"}  # folders with tied embeddings may repeat it
     problems = [f"missing {name}" for name in expected if name not in holder]
     problems += [f"unexpected {n}" for n in holder if n not in known and "rotary_emb" not in n]

@@ -82,7 +82,7 @@ def abstract_model(
 def _compile(function: Any, *args: Any, donate: tuple[int, ...] = ()) -> Compiled:
     jitted = function if hasattr(function, "lower") else jax.jit(function, donate_argnums=donate)
     started = time.perf_counter()
-    compiled = jitted.lower(*args).compile()
+    compiled: Any = jitted.lower(*args).compile()
     seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
     return Compiled(

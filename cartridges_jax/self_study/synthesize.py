@@ -165,7 +165,8 @@ def _study_unit(
         max_new_tokens=config.question_max_tokens,
         seeds=[rng.randrange(2**31) for _ in seeds],
     )
-    asked = [(seed, q) for seed, q in zip(seeds, questions, strict=True) if q and q.strip()]
+    said = [without_thoughts(q or "") for q in questions]
+    asked = [(seed, q) for seed, q in zip(seeds, said, strict=True) if q.strip()]
     if not asked:
         return []
     answers = reader.complete(
@@ -184,6 +185,11 @@ def _study_unit(
             name = f"{index}-{len(conversations)}"
             conversations.append(Conversation(name, chunk, *seed, messages))
     return conversations
+
+
+def without_thoughts(message: str) -> str:
+    """What a reasoning model says after its thoughts: nobody sends those as a question."""
+    return message.rpartition("</think>")[2].lstrip("\n") if "</think>" in message else message
 
 
 def load_conversations(shards: ShardSet, index: int) -> list[Conversation]:

@@ -73,9 +73,11 @@ def main(_) -> None:
     for name in models:
         share = scores["accuracy"][name]
         d = share["difference_to_reference"]
+        low, high = 100 * d["low"], 100 * d["high"]
         print(
             f"{name:<16} KL {kl[name]:.6f} nats a token, "
-            f"accuracy {100 * share['all']['value']:.1f} %, difference {100 * d['value']:+.1f} ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
+            f"accuracy {100 * share['all']['value']:.1f} %, "
+            f"difference {100 * d['value']:+.1f} ({low:+.1f} to {high:+.1f})"
         )
     write_result(_OUT.value, {"kl_nats_per_token": kl, "model": exact.identity, **scores})
 

@@ -2,7 +2,7 @@
 
     python -m experiments.tpu_memory
 
-Prefill of 8,192 tokens in each of two rows, and a decode step of 64 rows behind one cartridge of
+Prefill of 8,192 tokens in each of two rows, and the decode loop of 64 rows behind one cartridge of
 2,048 slots, for three published shapes, on a mesh of 2 x 8 (their 8 kv heads go over "model").
 About 15 minutes on two CPU cores. The result is committed as
 experiments/results/tpu_memory.json.

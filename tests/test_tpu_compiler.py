@@ -3,6 +3,8 @@
 Compiles serially in one process: libtpu takes a lock.
 """
 
+import re
+
 import pytest
 
 pytest.importorskip("libtpu", reason="the extra `tpu` is not installed: no TPU compiler")
@@ -30,13 +32,17 @@ def test_a_training_step_of_a_1b_model_fits_16_chips(mesh):
     assert "all-reduce" in step.text  # the prefix gradient is summed over rows
 
 
-def test_a_decode_step_of_a_1b_model_compiles(mesh):
-    """64 rows share one cartridge: it is read once, not once a row; the cache is not copied."""
+def test_a_decode_loop_of_a_1b_model_copies_no_cache(mesh):
+    """64 rows share one cartridge; a step writes one token of the cache, and never moves it all."""
     rows, length = 64, 1024
-    step = compile_decode(LLAMA_3_2_1B, mesh, rows=rows, cache_length=length, num_slots=2048)
+    loop = compile_decode(LLAMA_3_2_1B, mesh, rows=rows, cache_length=length, num_slots=2048)
     cache_bytes = 2 * 16 * rows * length * 8 * 64 * 2 / 16
-    assert step.temporary_bytes < 0.5 * cache_bytes + 0.5 * GIB
-    assert step.output_bytes < 0.1 * cache_bytes
+    # The loop has its own layout of the cache, in which heads of 64 fill half of a lane.
+    assert loop.temporary_bytes < 2.2 * cache_bytes
+    assert loop.output_bytes < 0.1 * cache_bytes  # the state is updated in place
+    before_entry, entry, _ = loop.text.partition("\nENTRY")
+    whole_cache = re.compile(r"= \S*\[16,8,1024,4,64\]\S* copy\(")
+    assert entry and whole_cache.search(loop.text) and not whole_cache.search(before_entry)
 
 
 def test_int8_halves_the_weights_on_a_chip(mesh):

@@ -38,7 +38,9 @@ class Sampling(NamedTuple):
     top_p: float = 1.0
 
 
-class _State(NamedTuple):
+class DecodeState(NamedTuple):
+    """A batch whose answers are being made, on the device."""
+
     step: jax.Array  # tokens made so far, int32 scalar
     cache: KV  # [L, B, T + room, K, H]
     logits: jax.Array  # of the next token, [B, V]
@@ -95,7 +97,7 @@ def _prefill(
     padding: Int[Array, "B"],
     *,
     room: int,
-) -> _State:
+) -> DecodeState:
     """Reads the prompts and makes room for `room` new tokens."""
     B, T = token_ids.shape
     start = 0 if prefix is None else prefix.next_position
@@ -108,14 +110,14 @@ def _prefill(
     empty = jnp.zeros_like(token_ids, shape=(B, room), out_sharding=TOKENS_BT)
     done = padding >= T  # rows that only round the batch up
     step = jnp.zeros((), jnp.int32)
-    return _State(step, cache, logits, empty, empty.astype(jnp.float32), done)
+    return DecodeState(step, cache, logits, empty, empty.astype(jnp.float32), done)
 
 
 @functools.partial(jax.jit, static_argnames=("stop_ids", "all_tokens"), donate_argnames="state")
-def _advance(
+def advance_batch(
     model: Transformer,
     prefix: Prefix | None,
-    state: _State,
+    state: DecodeState,
     padding: Int[Array, "B"],
     seeds: Int[Array, "B"],
     sampling: Sampling,
@@ -123,7 +125,7 @@ def _advance(
     *,
     stop_ids: tuple[int, ...],
     all_tokens: bool,
-) -> _State:
+) -> DecodeState:
     """Makes tokens until there are `until`, or every row is done."""
     T = state.cache.k.shape[2] - state.token_ids.shape[1]
     start = 0 if prefix is None else prefix.next_position
@@ -142,7 +144,7 @@ def _advance(
         hidden, cache = model.decode(
             token[:, None], T + step - column + start, column, cache, T + step, prefix=prefix
         )
-        return _State(step + 1, cache, model.logits(hidden)[:, 0], ids, logprobs, stopped)
+        return DecodeState(step + 1, cache, model.logits(hidden)[:, 0], ids, logprobs, stopped)
 
     return jax.lax.while_loop(keep_going, advance, state)
 
@@ -212,7 +214,7 @@ class Decoding:
         made = int(self._state.step)
         until = self._limit if num_tokens is None else min(self._limit, made + num_tokens)
         with jax.set_mesh(self._mesh):
-            self._state = _advance(
+            self._state = advance_batch(
                 self._model,
                 self._prefix,
                 self._state,

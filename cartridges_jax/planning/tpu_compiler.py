@@ -22,6 +22,7 @@ from cartridges_jax.distillation.targets import TOP_J
 from cartridges_jax.distillation.train import TrainConfig, make_optimizer, make_train_step
 from cartridges_jax.models import int8
 from cartridges_jax.models.config import ModelConfig
+from cartridges_jax.models.generate import DecodeState, Sampling, advance_batch
 from cartridges_jax.models.hf import Quantization
 from cartridges_jax.models.transformer import KV, Prefix, Transformer, abstract_transformer
 from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis
@@ -79,10 +80,9 @@ def abstract_model(
     return nnx.merge(nnx.graphdef(model), placed)
 
 
-def _compile(function: Any, *args: Any, donate: tuple[int, ...] = ()) -> Compiled:
-    jitted = function if hasattr(function, "lower") else jax.jit(function, donate_argnums=donate)
+def _compile(jitted: Any, *args: Any, **static: Any) -> Compiled:
     started = time.perf_counter()
-    compiled: Any = jitted.lower(*args).compile()
+    compiled: Any = jitted.lower(*args, **static).compile()
     seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
     return Compiled(
@@ -112,7 +112,7 @@ def compile_prefill(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         tokens = _shape(mesh, (rows, num_tokens), jnp.int32, *TOKENS_BT)
         model = abstract_model(config, mesh, dtype, quantization)
-        return _compile(prefill, model, tokens, tokens, tokens)
+        return _compile(jax.jit(prefill), model, tokens, tokens, tokens)
 
 
 def compile_decode(
@@ -125,23 +125,38 @@ def compile_decode(
     dtype: Any = jnp.bfloat16,
     quantization: Quantization = "none",
 ) -> Compiled:
-    """Compiles one decode step of `rows` rows behind one shared cartridge."""
-    L, K, H = config.num_layers, config.num_kv_heads, config.head_dim
+    """Compiles the decode loop of `models.generate`: `rows` rows behind one shared cartridge.
 
-    def step(model, cache, prefix, token, position, start, offset):
-        hidden, cache = model.decode(token, position, start, cache, offset, prefix=prefix)
-        return model.logits(hidden), cache
-
+    The cache has room for `cache_length` tokens of each row, half of them still to be made.
+    """
+    L, K, H, V = config.num_layers, config.num_kv_heads, config.head_dim, config.vocab_size
+    room = cache_length // 2
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         heads = head_axis(K)
         own = _shape(mesh, (L, rows, cache_length, K, H), dtype, None, DATA, None, heads)
         slots = _shape(mesh, (L, num_slots, K, H), dtype, None, None, heads)
         scalar = _shape(mesh, (), jnp.int32)
-        column = _shape(mesh, (rows, 1), jnp.int32, *TOKENS_BT)
-        prefix = Prefix(KV(slots, slots), scalar, scalar)
-        model = abstract_model(config, mesh, dtype, quantization)
-        args = (model, KV(own, own), prefix, column, column, column, scalar)
-        return _compile(step, *args, donate=(1,))
+        row = _shape(mesh, (rows,), jnp.int32, DATA)
+        state = DecodeState(
+            scalar,
+            KV(own, own),
+            _shape(mesh, (rows, V), jnp.float32, DATA, MODEL),
+            _shape(mesh, (rows, room), jnp.int32, *TOKENS_BT),
+            _shape(mesh, (rows, room), jnp.float32, *TOKENS_BT),
+            _shape(mesh, (rows,), jnp.bool, DATA),
+        )
+        return _compile(
+            advance_batch,
+            abstract_model(config, mesh, dtype, quantization),
+            Prefix(KV(slots, slots), scalar, scalar),
+            state,
+            row,
+            row,
+            Sampling(),
+            scalar,
+            stop_ids=config.eos_token_ids,
+            all_tokens=True,
+        )
 
 
 def compile_train_step(

@@ -1,5 +1,5 @@
-"""Attention over a shared prefix and a row's own keys. Kernels know "a prefix", not cartridges."""
+"""Attention kernels. They know "a prefix k, v", not cartridges."""
 
-from cartridges_jax.attention.api import attention
+from cartridges_jax.attention.api import SAVED_NAMES, attention
 
-__all__ = ["attention"]
+__all__ = ["SAVED_NAMES", "attention"]

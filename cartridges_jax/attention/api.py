@@ -1,24 +1,33 @@
 """The one attention function of the model: training, scoring, prefill and cached decode.
 
 It chooses an implementation, and runs it under `shard_map` so that a kernel only ever sees the
-rows and kv heads of its own device. Gradients of the prefix, which all rows share, are summed over
-the "data" axis by the transpose of that map.
+rows and kv heads of its own device. Whole rows have one custom VJP, whose two passes an
+implementation supplies; the gradient of a prefix that rows share is summed over the "data" axis by
+the transpose of the map.
 """
 
-from typing import Literal
+import functools
+import logging
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from cartridges_jax.attention.blocked import blocked_attention
+from cartridges_jax.attention.blocked import blocked_backward, blocked_forward
+from cartridges_jax.attention.pallas_tpu import pallas_backward, pallas_forward
 from cartridges_jax.attention.reference import reference_attention
 from cartridges_jax.sharding import DATA, TOKENS_BT, head_axis
 
-Implementation = Literal["reference", "blocked"]
+Implementation = Literal["reference", "blocked", "pallas", "pallas_interpret"]
+# What a rematerialisation policy should save, so that the forward kernel does not run twice.
+SAVED_NAMES = ("attention_out", "attention_lse")
 
 _SHORT = 32  # below this many queries a row, one batched product beats a loop over rows
+_PALLAS_HEADS = (64, 128, 256)
+_log = logging.getLogger(__name__)
 
 
 def attention(
@@ -28,12 +37,13 @@ def attention(
     *,
     segment_start: Int[Array, "B T"],
     scale: float,
-    prefix: tuple[Float[Array, "P K H"], Float[Array, "P K H"]] | None = None,
-    prefix_length: Int[Array, ""] | int | None = None,
+    prefix: tuple[Float[Array, "*R P K H"], Float[Array, "*R P K H"]] | None = None,
+    prefix_length: Int[Array, "*R"] | int | None = None,
     query_offset: Int[Array, ""] | int | None = None,
     implementation: Implementation | None = None,
-) -> Float[Array, "B T N H"]:
-    """Attends from each query to a prefix that all rows share and to its own segment.
+    return_lse: bool = False,
+) -> Any:
+    """Attends from each query to a prefix and to its own segment.
 
     Query t of row b sees all live slots of the prefix and the row's keys from
     `segment_start[b, t]` up to key `query_offset + t`; one softmax runs over both, in float32.
@@ -44,44 +54,112 @@ def attention(
       v: the row's own values.
       segment_start: first key index that each query may see.
       scale: factor on the scores (`H ** -0.5` in all supported models).
-      prefix: keys and values of the prefix, without a batch axis; None for none.
-      prefix_length: number of live prefix slots, the rest being padding; None for all.
+      prefix: keys and values of the prefix, [P, K, H] shared by all rows or [B, P, K, H] of each;
+        None for none.
+      prefix_length: number of live prefix slots, the rest being padding; [B] where each row has
+        its own prefix; None for all.
       query_offset: key index of query 0, for a cache with S > T; None means S == T and 0.
-      implementation: None picks one; "blocked" serves only S == T.
+      implementation: None picks one: for whole rows Pallas kernels on TPU and "blocked" elsewhere,
+        for a few queries or a cache "reference". "pallas_interpret" runs the kernels on a CPU.
+      return_lse: also returns the log-sum-exp of each query's scores, differentiable.
 
     Returns:
-      The attended values, in the dtype of `q`.
+      The attended values [B, T, N, H] in the dtype of `q`; with `return_lse` a pair, the second
+      [B, T, N] float32.
 
     Raises:
       ValueError: if the implementation asked for cannot serve the case.
     """
     H = q.shape[-1]
     heads = head_axis(k.shape[2])
-    rows, slots = P(DATA, None, heads, None), P(None, heads, None)
+    shared = prefix is None or prefix[0].ndim == 3
+    rows = P(DATA, None, heads, None)
+    slots = P(None, heads, None) if shared else rows
     if prefix is None:
         empty = jax.sharding.reshard(jnp.zeros((0, k.shape[2], H), k.dtype), slots)
         prefix, prefix_length = (empty, empty), 0
     if prefix_length is None:
-        prefix_length = prefix[0].shape[0]
-    if implementation is None:
-        whole_row = query_offset is None and q.shape[1] > _SHORT
-        implementation = "blocked" if whole_row else "reference"
-    if implementation == "blocked" and query_offset is not None:
-        raise ValueError("implementation='blocked' serves whole rows; query_offset must be None")
-
-    offset = jnp.asarray(0 if query_offset is None else query_offset, jnp.int32)
+        prefix_length = prefix[0].shape[-3]
     length = jnp.asarray(prefix_length, jnp.int32)
+    if not shared:
+        length = jax.sharding.reshard(jnp.broadcast_to(length, q.shape[:1]), P(DATA))
+    if implementation is None and (query_offset is not None or q.shape[1] <= _SHORT):
+        implementation = "reference"
+    reason = _why_not(implementation, query_offset, H)
+    if reason:
+        raise ValueError(f"{implementation=} {reason}")
+    offset = jnp.asarray(0 if query_offset is None else query_offset, jnp.int32)
 
-    def local(q, k, v, prefix_k, prefix_v, segment_start, offset, length):
-        shared = {"segment_start": segment_start, "prefix_length": length, "scale": scale}
-        if implementation == "blocked":
-            return blocked_attention(q, k, v, prefix_k, prefix_v, **shared)
-        return reference_attention(q, k, v, prefix_k, prefix_v, query_offset=offset, **shared)
+    def local(q, k, v, prefix_k, prefix_v, segment_start, length, offset):
+        arrays = (q, k, v, prefix_k, prefix_v, segment_start, length)
+        if implementation == "reference":
+            return reference_attention(*arrays, query_offset=offset, scale=scale)
+        return _whole_rows(*arrays, scale, implementation)
 
     mapped = jax.shard_map(
         local,
-        in_specs=(rows, rows, rows, slots, slots, TOKENS_BT, P(), P()),
-        out_specs=rows,
+        in_specs=(rows, rows, rows, slots, slots, TOKENS_BT, P() if shared else P(DATA), P()),
+        out_specs=(rows, P(DATA, None, heads)),
         check_vma=False,  # the custom VJP inside knows nothing of varying axes
     )
-    return mapped(q, k, v, *prefix, segment_start, offset, length)
+    out, lse = mapped(q, k, v, *prefix, segment_start, length, offset)
+    return (out, lse) if return_lse else out
+
+
+def _why_not(implementation: str | None, query_offset: Any, head_dim: int) -> str | None:
+    """Why an implementation that was asked for cannot serve; None if it can."""
+    if implementation in (None, "reference"):
+        return None
+    if query_offset is not None:
+        return "serves whole rows; query_offset must be None"
+    if implementation == "pallas" and head_dim not in _PALLAS_HEADS:
+        return f"serves heads of {_PALLAS_HEADS} dimensions, not {head_dim}"
+    return None
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    _log.info(message)
+
+
+def _choose(implementation: str | None, blocked: Any, pallas: Any, head_dim: int) -> Any:
+    """The pass to run; where nothing was asked for, the platform that is compiled for decides."""
+    if implementation == "blocked":
+        return blocked
+    if implementation in ("pallas", "pallas_interpret"):
+        return functools.partial(pallas, interpret=implementation == "pallas_interpret")
+    if head_dim not in _PALLAS_HEADS:
+        _log_once(f"attention: blocked, as the TPU kernels have no heads of {head_dim}")
+        return blocked
+    _log_once("attention: Pallas kernels on TPU, blocked elsewhere")
+    return functools.partial(jax.lax.platform_dependent, default=blocked, tpu=pallas)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+def _whole_rows(q, k, v, prefix_k, prefix_v, segment_start, length, scale, implementation):
+    arrays = (q, k, v, prefix_k, prefix_v, segment_start, length)
+    return _rows_forward(*arrays, scale, implementation)[0]
+
+
+def _rows_forward(q, k, v, prefix_k, prefix_v, segment_start, length, scale, implementation):
+    arrays = (q, k, v, prefix_k, prefix_v, segment_start, length)
+    blocked = functools.partial(blocked_forward, scale=scale)
+    pallas = functools.partial(pallas_forward, scale=scale)
+    out, lse = _choose(implementation, blocked, pallas, q.shape[-1])(*arrays)
+    out = checkpoint_name(out, SAVED_NAMES[0])
+    lse = checkpoint_name(lse, SAVED_NAMES[1])
+    return (out, lse), (*arrays, out, lse)
+
+
+def _rows_backward(scale, implementation, saved, gradients):
+    *arrays, out, lse = saved
+    d_out, d_lse = gradients
+    delta = jnp.einsum("BTNH,BTNH->BTN", out, d_out, preferred_element_type=jnp.float32) - d_lse
+    blocked = functools.partial(blocked_backward, scale=scale)
+    pallas = functools.partial(pallas_backward, scale=scale)
+    found = _choose(implementation, blocked, pallas, out.shape[-1])(*arrays, lse, delta, d_out)
+    like = arrays[:5]
+    return *(g.astype(x.dtype) for g, x in zip(found, like, strict=True)), None, None
+
+
+_whole_rows.defvjp(_rows_forward, _rows_backward)

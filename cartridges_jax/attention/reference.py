@@ -1,6 +1,6 @@
 """The specification of our attention in plain jnp: what every kernel must compute.
 
-A query sees (1) every slot of the prefix and (2) in its own row the keys from the start of its
+A query sees (1) every live slot of its prefix and (2) in its own row the keys from the start of its
 segment up to itself. One softmax runs over both. Scores and softmax are float32.
 
 Time and memory grow with B * N * T * (P + S): fine for decoding and for tests, not for training.
@@ -30,28 +30,31 @@ def reference_attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
-    prefix_k: Float[Array, "P K H"],
-    prefix_v: Float[Array, "P K H"],
-    *,
+    prefix_k: Float[Array, "*R P K H"],
+    prefix_v: Float[Array, "*R P K H"],
     segment_start: Int[Array, "B T"],
+    prefix_length: Int[Array, "*R"],
+    *,
     query_offset: Int[Array, ""] | int,
-    prefix_length: Int[Array, ""] | int,
     scale: float,
-) -> Float[Array, "B T N H"]:
-    """See `attention.api.attention`. Slots at `prefix_length` and beyond are padding."""
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """Attended values and log-sum-exp; see `attention.api.attention`."""
     B, T, N, H = q.shape
-    K = k.shape[2]
+    K, P = k.shape[2], prefix_k.shape[-3]
+    slots = "PKH" if prefix_k.ndim == 3 else "BPKH"
     qg = (q.astype(jnp.float32) * scale).reshape(B, T, K, N // K, H)
     own = jnp.einsum("BTKGH,BSKH->BKGTS", qg, k.astype(jnp.float32))
     mask = visible_keys(segment_start, query_offset, k.shape[1])
     own = jnp.where(mask[:, None, None], own, NEG_INF)
-    pre = jnp.einsum("BTKGH,PKH->BKGTP", qg, prefix_k.astype(jnp.float32))
-    pre = jnp.where(jnp.arange(prefix_k.shape[0]) < prefix_length, pre, NEG_INF)
+    pre = jnp.einsum(f"BTKGH,{slots}->BKGTP", qg, prefix_k.astype(jnp.float32))
+    live = jnp.arange(P) < jnp.broadcast_to(prefix_length, (B,))[:, None]  # [B, P]
+    pre = jnp.where(live[:, None, None, None], pre, NEG_INF)
     # One softmax in two parts: the prefix is never repeated for each row.
     top = jnp.maximum(own.max(-1), pre.max(-1, initial=NEG_INF))[..., None]
     own, pre = jnp.exp(own - top), jnp.exp(pre - top)
     total = own.sum(-1) + pre.sum(-1)
     out = jnp.einsum("BKGTS,BSKH->BTKGH", own, v.astype(jnp.float32))
-    out += jnp.einsum("BKGTP,PKH->BTKGH", pre, prefix_v.astype(jnp.float32))
+    out += jnp.einsum(f"BKGTP,{slots}->BTKGH", pre, prefix_v.astype(jnp.float32))
     out /= total.transpose(0, 3, 1, 2)[..., None]
-    return out.reshape(B, T, N, H).astype(q.dtype)
+    lse = (top[..., 0] + jnp.log(total)).transpose(0, 3, 1, 2)
+    return out.reshape(B, T, N, H).astype(q.dtype), lse.reshape(B, T, N)

@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from cartridges_jax.attention import attention
+from cartridges_jax.attention import SAVED_NAMES, attention
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.rope import Turn, apply_rope, rope_angles
 from cartridges_jax.sharding import ACT_BTD, DATA, MODEL, TOKENS_BT, head_axis
@@ -245,7 +245,8 @@ class Transformer(nnx.Module):
             )
             return block.mlp(block.attention_output(x, attended)), KV(k, v)
 
-        body = jax.checkpoint(body, prevent_cse=False)
+        policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+        body = jax.checkpoint(body, prevent_cse=False, policy=policy)
         x, own = jax.lax.scan(body, self.embedding(token_ids, self.dtype), (self.blocks, kv))
         return rms_norm(x, self.final_norm[...], self.config.norm_eps), own
 

@@ -8,37 +8,40 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cartridges_jax.attention import attention
+from cartridges_jax.attention import attention, pallas_tpu
 from cartridges_jax.attention import blocked as blocked_module
 from cartridges_jax.sharding import DATA, TOKENS_BT, head_axis, make_mesh, place
 from tests.conftest import MESHES
 
-IMPLEMENTATIONS = ("reference", "blocked")
+IMPLEMENTATIONS = ("reference", "blocked", "pallas_interpret")
 
 
 def naive(q, k, v, prefix_k, prefix_v, segment_start, offset, length, scale):
-    """One query at a time, in float64, from the definition."""
+    """One query at a time, in float64, from the definition: values and log-sum-exp."""
     B, T, N, H = q.shape
     G = N // k.shape[2]
-    out = np.zeros((B, T, N, H))
+    out, lse = np.zeros((B, T, N, H)), np.zeros((B, T, N))
+    prefix_k, prefix_v = (np.broadcast_to(x, (B, *x.shape[-3:])) for x in (prefix_k, prefix_v))
     for b, t, n in itertools.product(range(B), range(T), range(N)):
         own = range(segment_start[b, t], min(offset + t, k.shape[1] - 1) + 1)
-        keys = [prefix_k[p, n // G] for p in range(length)] + [k[b, s, n // G] for s in own]
-        values = [prefix_v[p, n // G] for p in range(length)] + [v[b, s, n // G] for s in own]
+        keys = [prefix_k[b, p, n // G] for p in range(length)] + [k[b, s, n // G] for s in own]
+        values = [prefix_v[b, p, n // G] for p in range(length)] + [v[b, s, n // G] for s in own]
         scores = np.array(keys, np.float64) @ q[b, t, n].astype(np.float64) * scale
         weights = np.exp(scores - scores.max())
         out[b, t, n] = weights @ np.array(values, np.float64) / weights.sum()
-    return out
+        lse[b, t, n] = scores.max() + np.log(weights.sum())
+    return out, lse
 
 
-def make_case(rng, B=4, T=40, S=None, N=8, K=4, H=6, slots=5):
+def make_case(rng, B=4, T=40, S=None, N=8, K=4, H=6, slots=5, prefix_of_row=False):
     S = T if S is None else S
+    slot_shape = (B, slots, K, H) if prefix_of_row else (slots, K, H)
     case = {
         "q": rng.normal(size=(B, T, N, H)),
         "k": rng.normal(size=(B, S, K, H)),
         "v": rng.normal(size=(B, S, K, H)),
-        "prefix_k": rng.normal(size=(slots, K, H)),
-        "prefix_v": rng.normal(size=(slots, K, H)),
+        "prefix_k": rng.normal(size=slot_shape),
+        "prefix_v": rng.normal(size=slot_shape),
     }
     case = {name: x.astype(np.float32) for name, x in case.items()}
     cuts = np.sort(rng.integers(0, T, (B, 2)), axis=1)
@@ -48,11 +51,12 @@ def make_case(rng, B=4, T=40, S=None, N=8, K=4, H=6, slots=5):
     return case
 
 
-def run(mesh, case, *, dtype=jnp.float32, weights=None, **options):
-    """Values, and gradients of all float inputs where `weights` of the outputs are given."""
+def run(mesh, case, *, dtype=jnp.float32, weights=None, lse_weights=None, **options):
+    """Values and log-sum-exp; or gradients of all float inputs, where `weights` are given."""
     with jax.set_mesh(mesh):
         heads = head_axis(case["k"].shape[2])
-        rows, slots = P(DATA, None, heads, None), P(None, heads, None)
+        rows = P(DATA, None, heads, None)
+        slots = rows if case["prefix_k"].ndim == 4 else P(None, heads, None)
         specs = {"q": rows, "k": rows, "v": rows, "prefix_k": slots, "prefix_v": slots}
         arrays = {n: place(mesh, case[n].astype(dtype), s) for n, s in specs.items()}
         start = place(mesh, case["segment_start"], TOKENS_BT)
@@ -61,34 +65,86 @@ def run(mesh, case, *, dtype=jnp.float32, weights=None, **options):
             prefix = (arrays["prefix_k"], arrays["prefix_v"]) if case["prefix_k"].size else None
             return attention(
                 arrays["q"], arrays["k"], arrays["v"], prefix=prefix, segment_start=start,
-                scale=0.37, **options,
+                scale=0.37, return_lse=True, **options,
             )  # fmt: skip
 
         if weights is None:
-            return np.asarray(jax.jit(f)(arrays), np.float32)
-        grads = jax.jit(jax.grad(lambda a: jnp.sum(f(a) * place(mesh, weights, rows))))(arrays)
+            return [np.asarray(x, np.float32) for x in jax.jit(f)(arrays)]
+
+        def weighed(arrays):
+            out, lse = f(arrays)
+            total = jnp.sum(out * place(mesh, weights, rows))
+            if lse_weights is not None:
+                total += jnp.sum(lse * place(mesh, lse_weights, P(DATA, None, heads)))
+            return total
+
+        grads = jax.jit(jax.grad(weighed))(arrays)
         return {name: np.asarray(g, np.float32) for name, g in grads.items()}
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("slots", [0, 1, 5])
-@pytest.mark.parametrize("T", [7, 200])
-def test_equals_the_definition(rng, implementation, slots, T):
-    case = make_case(rng, B=2, T=T, slots=slots)
+@pytest.mark.parametrize(
+    ("T", "slots", "prefix_of_row"),
+    [(7, 0, False), (200, 1, False), (40, 130, False), (40, 5, True)],
+)
+def test_equals_the_definition(rng, implementation, T, slots, prefix_of_row):
+    case = make_case(rng, B=2, T=T, slots=slots, prefix_of_row=prefix_of_row)
     got = run(make_mesh(1, 1), case, implementation=implementation)
     want = naive(**case, offset=0, length=slots, scale=0.37)
-    np.testing.assert_allclose(got, want, atol=2e-6)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-6)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
+@pytest.mark.parametrize(("K", "H", "prefix_of_row"), [(1, 6, False), (8, 32, False), (2, 6, True)])
+def test_gradients_equal_those_of_the_reference_by_autodiff(
+    rng, implementation, K, H, prefix_of_row
+):
+    """Also through the log-sum-exp."""
+    case = make_case(rng, T=150, K=K, H=H, prefix_of_row=prefix_of_row)
+    weights = rng.normal(size=case["q"].shape).astype(np.float32)
+    lse_weights = rng.normal(size=case["q"].shape[:3]).astype(np.float32)
+    both = {"weights": weights, "lse_weights": lse_weights}
+    want = run(make_mesh(1, 1), case, **both, implementation="reference")
+    got = run(make_mesh(1, 1), case, **both, implementation=implementation)
+    for name, gradient in want.items():
+        np.testing.assert_allclose(got[name], gradient, atol=3e-5, err_msg=name)
+    again = run(make_mesh(1, 1), case, **both, implementation=implementation)
+    assert all(np.array_equal(again[name], got[name]) for name in got)  # deterministic
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("K", [1, 2, 8])
-def test_gradients_equal_those_of_the_reference_by_autodiff(rng, implementation, K):
-    case = make_case(rng, T=150, K=K)
-    weights = rng.normal(size=case["q"].shape).astype(np.float32)
-    want = run(make_mesh(1, 1), case, weights=weights, implementation="reference")
-    got = run(make_mesh(1, 1), case, weights=weights, implementation=implementation)
-    for name, gradient in want.items():
-        np.testing.assert_allclose(got[name], gradient, atol=2e-5, err_msg=name)
+def test_each_row_has_its_own_number_of_live_slots(rng, implementation):
+    case = make_case(rng, B=4, T=50, slots=5, prefix_of_row=True)
+    lengths = np.array([5, 0, 3, 1], np.int32)
+    got = run(
+        make_mesh(1, 1), case, implementation=implementation, prefix_length=jnp.asarray(lengths)
+    )
+    for b, length in enumerate(lengths):
+        row = {name: x[b : b + 1] for name, x in case.items()}
+        want = naive(**row, offset=0, length=length, scale=0.37)
+        for a, w in zip(got, want, strict=True):
+            np.testing.assert_allclose(a[b], w[0], atol=3e-6)
+
+
+def test_blocks_of_every_kind_are_visited_or_skipped(rng):
+    """Kernel blocks smaller than segments and prefix: skipped blocks change nothing."""
+    blocks = pallas_tpu.Blocks(queries=128, keys=128)
+    case = make_case(rng, B=2, T=500, N=4, K=2, H=8, slots=300)
+    arrays = [jnp.asarray(x) for x in case.values()] + [jnp.asarray(290)]
+    d_out = jnp.asarray(rng.normal(size=case["q"].shape).astype(np.float32))
+
+    def passes(forward, backward, **options):
+        out, lse = forward(*arrays, scale=0.3, **options)
+        delta = jnp.einsum("BTNH,BTNH->BTN", out, d_out)
+        return out, lse, *backward(*arrays, lse, delta, d_out, scale=0.3, **options)
+
+    want = passes(blocked_module.blocked_forward, blocked_module.blocked_backward)
+    got = passes(
+        pallas_tpu.pallas_forward, pallas_tpu.pallas_backward, blocks=blocks, interpret=True
+    )
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 @pytest.mark.parametrize("mesh_shape", MESHES)
@@ -107,17 +163,17 @@ def test_padded_prefix_slots_are_not_seen(rng, implementation):
     cut = case | {name: case[name][:3] for name in ("prefix_k", "prefix_v")}
     case["prefix_v"][3:] = 1e6
     got = run(make_mesh(1, 1), case, implementation=implementation, prefix_length=3)
-    np.testing.assert_allclose(
-        got, run(make_mesh(1, 1), cut, implementation=implementation), atol=1e-6
-    )
+    want = run(make_mesh(1, 1), cut, implementation=implementation)
+    np.testing.assert_allclose(got[0], want[0], atol=1e-6)
 
 
 def test_cached_queries_equal_the_whole_row(rng):
     case = make_case(rng, T=12)
     case["segment_start"][:] = 0
-    whole = run(make_mesh(1, 1), case)
+    whole, _ = run(make_mesh(1, 1), case)
     tail = case | {"q": case["q"][:, 9:], "segment_start": case["segment_start"][:, 9:]}
-    np.testing.assert_allclose(run(make_mesh(1, 1), tail, query_offset=9), whole[:, 9:], atol=1e-6)
+    got, _ = run(make_mesh(1, 1), tail, query_offset=9)
+    np.testing.assert_allclose(got, whole[:, 9:], atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -135,15 +191,18 @@ def test_segments_never_see_each_other(rng, implementation):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_bfloat16_stays_within_its_rounding(rng, implementation):
     case = make_case(rng, T=140, H=32)
-    want = run(make_mesh(1, 1), case, implementation="reference")
-    got = run(make_mesh(1, 1), case, dtype=jnp.bfloat16, implementation=implementation)
+    want, _ = run(make_mesh(1, 1), case, implementation="reference")
+    got, _ = run(make_mesh(1, 1), case, dtype=jnp.bfloat16, implementation=implementation)
     assert np.abs(got - want).max() < 0.06 * np.abs(want).max()
 
 
-def test_blocked_refuses_a_cache_and_says_why(rng):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
+def test_what_an_implementation_cannot_serve_is_refused_with_the_reason(rng, implementation):
     case = make_case(rng, T=4)
     with pytest.raises(ValueError, match="whole rows"):
-        run(make_mesh(1, 1), case, implementation="blocked", query_offset=0)
+        run(make_mesh(1, 1), case, implementation=implementation, query_offset=0)
+    with pytest.raises(ValueError, match=r"heads of \(64, 128, 256\) dimensions, not 6"):
+        run(make_mesh(1, 1), case, implementation="pallas")
 
 
 def test_blocks_cover_the_row():

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,16 @@ def _load_model(values: flags.FlagValues) -> "LanguageModel":
     )
 
 
+def _model_flags(values: flags.FlagValues) -> str:
+    """The flags that load the same model in the same way, for a command to run next."""
+    given = [f"--model={values.model}"]
+    for name in ("mesh_data", "mesh_model", "dtype", "quantization"):
+        if values[name].value != values[name].default:
+            given.append(f"--{name}={values[name].value}")
+    given += [f"--template_option={option}" for option in values.template_option]
+    return shlex.join(given)
+
+
 def _template_option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     try:
@@ -128,7 +139,7 @@ def _synthesize(values: flags.FlagValues) -> None:
     print(
         f"{shards.num_records} conversations about {len(documents)} documents in {values.out} "
         f"({shards.total('dropped')} did not end within their tokens and were dropped)\n"
-        f"next: cartridges train --model={values.model} --corpus={values.corpus} "
+        f"next: cartridges train {_model_flags(values)} --corpus={values.corpus} "
         f"--data={values.out} --out=FOLDER"
     )
 
@@ -154,7 +165,8 @@ def _train(values: flags.FlagValues) -> None:
     print(
         f"trained {cartridge.num_slots} slots on {data['conversations']} conversations "
         f"({data['dropped']} fit no row and were left out)\n"
-        f"use it: cartridges chat --model={values.model} --cartridge={cartridge_path(values.out)}"
+        f"use it: cartridges chat {_model_flags(values)} "
+        f"--cartridge={cartridge_path(values.out)}"
     )
 
 

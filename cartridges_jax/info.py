@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from cartridges_jax import cartridge_file
+from cartridges_jax import cartridge_file, files
 from cartridges_jax.distillation import targets
 from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation.report import human_bytes
@@ -23,7 +23,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     from cartridges_jax.models.hub import is_model_name, locate_model
 
-    target = epath.Path(path).expanduser()
+    target = files.local_path(path)
     if not target.exists() and is_model_name(path):
         return _model(locate_model(path))
     if not target.exists():

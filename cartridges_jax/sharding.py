@@ -1,9 +1,9 @@
 """Where arrays live: one mesh with the axes ("data", "model") and the specs named by array axes.
 
-Every module that places or constrains an array takes its spec from here, so the layout of the
-whole program can be read in one place. On a laptop both axes have size 1. The mesh is explicit
-(`AxisType.Explicit`): shardings are part of an array's type, and a contraction over a sharded axis
-has to say where its result lives.
+Weights carry their own spec, made from the letters of their axes in `models.transformer`; the other
+modules build theirs from the axis names and `head_axis` here. On a laptop both axes have size 1.
+The mesh is explicit (`AxisType.Explicit`): shardings are part of an array's type, and a contraction
+over a sharded axis has to say where its result lives.
 
 Rows go over "data"; attention heads, MLP width and vocabulary over "model". Letters are those of
 WORKSPACE.md: B batch, T query length, S key length, P prefix slots, L layers, N query heads,

@@ -274,8 +274,6 @@ def write_model(folder: pathlib.Path, family: Family, window: int = 1024) -> Non
         "bos_token_id": 0,
         "sliding_window": None,
     }
-    if family.architecture == "Qwen2":
-        del fields["head_dim"]
     torch.manual_seed(1)
     config = getattr(transformers, f"{family.architecture}Config")(**fields)
     model = getattr(transformers, f"{family.architecture}ForCausalLM")(config)

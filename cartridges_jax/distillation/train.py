@@ -48,7 +48,8 @@ ADAM_B1, ADAM_B2 = 0.9, 0.95
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Settings of training. The paper trains with rows of 1,024 tokens, batch 64, learning rate
-    2e-2; these defaults suit the embedded model, see FACTS in WORKSPACE.md for large ones.
+    2e-2; these defaults suit the embedded model, WORKSPACE.md says what is known for large
+    ones.
     """
 
     num_slots: int = setting(64, "Slots of the cartridge, the frozen ones included.", above=0)

@@ -8,6 +8,7 @@ read: the older top-level `rope_theta` / `rope_scaling` / `torch_dtype` and tran
 
 import dataclasses
 import json
+import logging
 from typing import Any
 
 from etils import epath
@@ -25,6 +26,8 @@ FAMILIES = {  # the class that transformers names, and its model_type
 # Fields that change what a model computes in a way that this port does not follow.
 _REFUSED = ("quantization_config", "attn_logit_softcapping", "num_experts", "num_local_experts")
 LLAMA_THETA = 10_000.0  # Llama 2's config.json names none and means this
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +107,8 @@ def parse_config(fields: dict[str, Any], where: str = "config.json") -> ModelCon
     # that Llama 2's published folders leave out.
     if family == "llama":
         kv_heads = fields.get("num_key_value_heads") or heads
-        if "rope_theta" not in (fields.get("rope_parameters") or {}):
+        if "rope_theta" not in {**(fields.get("rope_parameters") or {}), **fields}:
+            _log.warning("%s names no rope_theta: %g, as transformers takes it", where, LLAMA_THETA)
             fields = {"rope_theta": LLAMA_THETA} | fields
     else:
         kv_heads = required("num_key_value_heads")

@@ -13,7 +13,7 @@ import random
 from collections.abc import Sequence
 
 from cartridges_jax import files
-from cartridges_jax.config import check_ranges, setting, to_dict
+from cartridges_jax.config import check_ranges, digest, setting, to_dict
 from cartridges_jax.corpus import Chunk, Document, draw_chunk
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
@@ -120,6 +120,7 @@ def synthesize(
     inputs = to_dict(config) | {
         "model": client.fingerprint,
         "corpus": [{"name": d.name, "sha256": d.sha256} for d in documents],
+        "seed_prompts": digest(SEED_PROMPTS),
     }
     # How many conversations are wanted is not an input: a larger run continues a smaller one.
     del inputs["num_conversations"]

@@ -69,9 +69,6 @@ def make_folder(folder, family, options):
         "num_attention_heads": 6, "head_dim": 12, "rms_norm_eps": 3e-5,
         "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     }  # fmt: skip
-    if family == "Qwen2":
-        fields["hidden_size"] = 72  # its head_dim is D / N, always
-        del fields["head_dim"]
     config = getattr(transformers, f"{family}Config")(
         **(fields | options | {"rope_parameters": rope})
     )

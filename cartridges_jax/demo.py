@@ -162,7 +162,7 @@ def _explain(model: LanguageModel, documents: Sequence[Document], sizes: Sequenc
     title = documents[0].title if len(documents) == 1 else f"{len(documents)} documents"
     print(f"Corpus:    {title}, {tokens} tokens as a context")
     print(f"Model:     {model.name}, {model.config.num_params() / 1e6:.1f} M parameters, window of "
-          f"{model.config.max_position_embeddings} tokens")  # fmt: skip
+          f"{model.config.window} tokens")  # fmt: skip
     print(f"Sizes:     {', '.join(map(str, sizes))} slots\n")
 
 

@@ -123,7 +123,7 @@ def _model(folder: epath.Path) -> dict[str, Any]:
         "heads": f"{config.num_heads} query, {config.num_kv_heads} key-value, of {config.head_dim}",
         "width": f"{config.hidden_size}, MLP {config.mlp_size}, vocabulary {config.vocab_size}",
         "options": ", ".join(_options(config)) or "none",
-        "window": f"{config.max_position_embeddings} tokens",
+        "window": f"{config.window} tokens",
         "KV per token": f"{human_bytes(4 * config.kv_floats_per_token)} in float32, "
         f"{human_bytes(2 * config.kv_floats_per_token)} in bfloat16",
         "rope": f"theta {config.rope.theta:g}, scaling {config.rope.scaling}",

@@ -89,7 +89,7 @@ def random_vectors(
     """Normal vectors with the mean and spread of real KV in each layer, head and dimension."""
     title, text = corpus_text(documents)
     context = np.asarray(model.template.render_context(title, text), np.int32)
-    real = model.kv_as_cartridge(context[: model.config.max_position_embeddings])
+    real = model.kv_as_cartridge(context[: model.config.window])
     slots = []
     for key, values in zip(
         jax.random.split(jax.random.key(seed)), (real.keys, real.values), strict=True

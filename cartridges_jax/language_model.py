@@ -52,7 +52,13 @@ class Generation:
 @functools.partial(jax.jit, static_argnames=("with_kv",))
 def _forward(model: Transformer, token_ids, positions, prefix, *, with_kv: bool):
     hidden, kv = model(token_ids, positions, jnp.zeros_like(token_ids), prefix=prefix)
-    return kv if with_kv else model.logits(hidden)
+    if not with_kv:
+        return model.logits(hidden)
+    # All rows are the same: take the first, without gathering the others.
+    first = (jnp.arange(token_ids.shape[0]) == 0).astype(kv.k.dtype)
+    first = jax.sharding.reshard(first, P(sharding.DATA))
+    spec = P(None, None, sharding.head_axis(kv.k.shape[3]), None)
+    return KV(*(jnp.einsum("LBPKH,B->LPKH", x, first, out_sharding=spec) for x in kv))
 
 
 class LanguageModel:
@@ -147,7 +153,7 @@ class LanguageModel:
         Returns:
           [B, T, V] (or [T, V]) float32. The whole tensor is held: keep B * T small.
         """
-        ids = np.asarray(token_ids, np.int32)
+        ids = self._checked(token_ids)
         tokens = np.atleast_2d(ids)
         rows = self.mesh.shape[sharding.DATA]
         if tokens.shape[0] % rows:
@@ -158,7 +164,7 @@ class LanguageModel:
 
     def kv_as_cartridge(self, token_ids: Any, num_frozen: int = 1) -> Cartridge:
         """Returns the real keys and values of `token_ids` [T] as a cartridge of T slots."""
-        ids = np.asarray(token_ids, np.int32)
+        ids = self._checked(token_ids)
         if ids.ndim != 1 or not len(ids):
             raise InputError(f"kv_as_cartridge takes a row of tokens, got shape {ids.shape}")
         prefix = self.read(ids)
@@ -168,17 +174,13 @@ class LanguageModel:
 
     def read(self, token_ids: Any) -> Prefix:
         """Runs tokens [T] once and returns their KV as a prefix, padded to few distinct sizes."""
-        ids = np.asarray(token_ids, np.int32)
+        ids = self._checked(token_ids)
         width = max(1, -(-len(ids) // PREFIX_STEP)) * PREFIX_STEP  # no token is a prefix, too
         rows = np.zeros((self.mesh.shape[sharding.DATA], width), np.int32)
         rows[:, : len(ids)] = ids
         kv = self._run(rows, None, with_kv=True)
-        with jax.set_mesh(self.mesh):
-            heads = sharding.head_axis(self.config.num_kv_heads)
-            whole = P(None, None, None, heads, None)  # every row is the same: take the first
-            keys, values = (jax.sharding.reshard(x, whole)[:, 0] for x in kv)
         length = jnp.asarray(len(ids), jnp.int32)
-        return Prefix(KV(keys, values), length, length)
+        return Prefix(kv, length, length)
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -232,7 +234,8 @@ class LanguageModel:
         rendered = [self.render_prompt(p, has_context=prefix is not None) for p in prompts]
         if any(not ids for ids in rendered):
             raise InputError("a prompt to generate from is empty")
-        row_seeds = list(seeds) if seeds is not None else [seed + i for i in range(len(rendered))]
+        given = seeds if seeds is not None else range(seed, seed + len(rendered))
+        row_seeds = [s % 2**31 for s in given]
         if len(row_seeds) != len(rendered):
             raise InputError(f"{len(row_seeds)} seeds were given for {len(rendered)} prompts")
         out: list[Generation] = []
@@ -281,7 +284,14 @@ class LanguageModel:
             raise InputError("a prompt to generate from is empty")
         shown = 0
         for [answer] in self._grow(
-            [ids], prefix, max_new_tokens, sampling, [seed], self.stop_ids, stop, STREAM_TOKENS
+            [ids],
+            prefix,
+            max_new_tokens,
+            sampling,
+            [seed % 2**31],
+            self.stop_ids,
+            stop,
+            STREAM_TOKENS,
         ):
             new = _settled(answer, stop)[shown:]
             shown += len(new)
@@ -305,10 +315,10 @@ class LanguageModel:
         """
         start = 0 if prefix is None else int(prefix.next_position)
         longest = start + max(map(len, prompts)) + max_new_tokens
-        if longest > self.config.max_position_embeddings:
+        if longest > self.config.window:
             raise InputError(
                 f"context, prompt and {max_new_tokens} new tokens need {longest} positions, the "
-                f"model's window is {self.config.max_position_embeddings}"
+                f"model's window is {self.config.window}"
             )
         run = Decoding(
             self.transformer,
@@ -352,6 +362,14 @@ class LanguageModel:
         reason = "stop" if ended else "length" if len(ids) >= max_new_tokens else ""
         return Generation(text, ids, logprobs, reason)
 
+    def _checked(self, token_ids: Any) -> np.ndarray:
+        """Token ids as int32, all of them of this model."""
+        ids = np.asarray(token_ids, np.int64)
+        if ids.size and not (ids.min() >= 0 and ids.max() < self.config.vocab_size):
+            wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)].flat[0]
+            raise InputError(f"token id {wrong} is none of the {self.config.vocab_size} there are")
+        return ids.astype(np.int32)
+
     def render_prompt(self, prompt: Prompt, *, has_context: bool) -> list[int]:
         """Returns the token ids of a prompt: a suffix where a context precedes it.
 
@@ -363,7 +381,7 @@ class LanguageModel:
         if not prompt:
             return []
         if not isinstance(prompt[0], dict):
-            return [int(i) for i in prompt]  # type: ignore[arg-type]  # token ids, told by element
+            return self._checked(prompt).tolist()
         messages: Sequence[Message] = prompt  # type: ignore[assignment]
         if not has_context:
             return self.template.render(messages, add_generation_prompt=True)
@@ -428,7 +446,7 @@ def _settled(answer: Generation, stop: Sequence[str]) -> str:
     if answer.finish_reason:
         return text
     held = max(map(len, stop), default=1) - 1
-    text = text[: len(text) - held]
+    text = text[: max(0, len(text) - held)]
     return text.rstrip("\ufffd")
 
 
@@ -457,6 +475,13 @@ def load_model(
     folder = locate_model(path)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    if quantization not in ("none", "int8"):
+        raise InputError(f"quantization must be 'none' or 'int8', got {quantization!r}")
+    try:
+        if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            raise TypeError
+    except TypeError:
+        raise InputError(f"dtype must be one of floats, such as bfloat16, got {dtype!r}") from None
     mesh = sharding.local_mesh() if mesh is None else mesh
     config = model_config.read_config(folder)
     tokenizer = load_tokenizer(folder)

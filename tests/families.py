@@ -128,6 +128,8 @@ class Family:
     split: str | None = None  # byte-level BPE with this regex; None is a BPE as SentencePiece's
     nfc: bool = False
     own_system_turn: bool = True
+    tokenizer_class: str = "PreTrainedTokenizerFast"
+    prepends: bool = False  # a space before every piece of text, by the normalizer
 
 
 FAMILIES = {
@@ -167,7 +169,14 @@ FAMILIES = {
         own_system_turn=False,
     ),
     "llama 2": Family(
-        "Llama", _LLAMA2_TEMPLATE, ("<unk>", "<s>", "</s>"), "<s>", "</s>", own_system_turn=False
+        "Llama",
+        _LLAMA2_TEMPLATE,
+        ("<unk>", "<s>", "</s>"),
+        "<s>",
+        "</s>",
+        own_system_turn=False,
+        tokenizer_class="LlamaTokenizer",
+        prepends=True,
     ),
 }
 
@@ -206,7 +215,13 @@ def make_tokenizer(family: Family) -> tokenizers.Tokenizer:
         fields["added_tokens"] = [
             t for t in fields["added_tokens"] if not t["content"].startswith("<0x")
         ]
+        if family.prepends:
+            fields["pre_tokenizer"] = None
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(fields))
+        if family.prepends:
+            tokenizer.normalizer = normalizers.Sequence(
+                [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+            )
         tokenizer.decoder = decoders.Sequence(
             [
                 decoders.Replace("▁", " "),
@@ -238,7 +253,7 @@ def write_tokenizer(folder: pathlib.Path, family: Family) -> None:
     """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja."""
     make_tokenizer(family).save(str(folder / "tokenizer.json"))
     fields = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": family.tokenizer_class,
         "bos_token": family.bos,
         "eos_token": family.eos,
         "unk_token": "<unk>" if "<unk>" in family.special else None,

@@ -190,10 +190,10 @@ def train(
     folder = files.output_folder(out)
     shards = _open_targets(model, documents, data)
     packed = packed_data(shards, config.row_shape(), config.rows_per_step, config.seed)
-    if config.num_slots + packed.longest > model.config.max_position_embeddings:
+    if config.num_slots + packed.longest > model.config.window:
         raise InputError(
             f"{config.num_slots} slots and a conversation of {packed.longest} tokens exceed the "
-            f"model's window of {model.config.max_position_embeddings}; lower num_slots"
+            f"model's window of {model.config.window}; lower num_slots"
         )
     inputs = to_dict(config) | {
         "model": model.fingerprint,

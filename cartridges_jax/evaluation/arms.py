@@ -75,11 +75,11 @@ def control_arms(
     empty = tuple(model.template.empty_context())
     whole = model.template.render_context(title, text)
     note = ""
-    window = model.config.max_position_embeddings - answer_room
+    window = model.config.window - answer_room
     if window < 1:
         raise InputError(
             f"{answer_room} tokens for question and answer leave nothing of the model's window of "
-            f"{model.config.max_position_embeddings}; lower answer_max_tokens"
+            f"{model.config.window}; lower answer_max_tokens"
         )
     if len(whole) > window:
         size = len(whole)

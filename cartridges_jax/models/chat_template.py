@@ -28,11 +28,32 @@ from etils import epath
 
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.config import read_json_object
-from cartridges_jax.models.tokenizer import Tokenizer
+from cartridges_jax.models.tokenizer import After, Tokenizer
 
 TEMPLATE_DATE = "26 Jul 2024"  # templates that print today's date get this one, always
 _BREAK = "\ue000"  # stands inside every look-alike of a special token while a template runs
 _MARK_SYSTEM, _MARK_USER = "\ue001system\ue001", "\ue001user\ue001"  # contents that stand for any
+
+
+# What a template may do wrong while it runs, beside jinja's own errors.
+_TEMPLATE_ERRORS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+
+
+class _Generation(jinja2.ext.Extension):
+    """transformers' `{% generation %}` block, which marks answers: its body is rendered."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja declares it so)
+
+    def parse(self, parser: Any) -> Any:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class Message(TypedDict):
@@ -83,7 +104,7 @@ class ChatTemplate:
         self.source = source
         self.options = dict(options or {})
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
         )
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda _format: TEMPLATE_DATE
@@ -112,11 +133,14 @@ class ChatTemplate:
         folder = epath.Path(folder)
         own = folder / "chat_template.jinja"
         if own.exists():
-            return cls(tokenizer, own.read_text(encoding="utf-8"), options)
+            try:
+                return cls(tokenizer, own.read_text(encoding="utf-8"), options)
+            except (OSError, ValueError) as error:
+                raise InputError(f"{own} cannot be read: {error}") from error
         path = folder / "tokenizer_config.json"
         source = read_json_object(path).get("chat_template") if path.exists() else None
         if isinstance(source, list):  # several by name
-            named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+            named = {str(t.get("name")): t.get("template") for t in source if isinstance(t, dict)}
             source = named.get("default")
         if not isinstance(source, str) or not source:
             raise InputError(
@@ -132,7 +156,8 @@ class ChatTemplate:
     ) -> list[int]:
         """Returns the token ids of a whole conversation, from BOS on.
 
-        It is the context that its system message makes, or the empty one, and its suffix.
+        It is the context that its system message makes, or the empty one, and its suffix; also
+        where the template itself would move the system's text to a later turn (Mistral).
         """
         context: list[int] = []
         before = self._frame.empty
@@ -142,9 +167,11 @@ class ChatTemplate:
             if not messages and not add_generation_prompt:
                 return context
         (first, _), *others = self._suffix_pieces(messages, add_generation_prompt)
-        ids = context + self._encode(before + first, continues=bool(context))
+        text = before + first
+        ids = context + self._encode(text, self._frame.closing if context else "")
         for part, _ in others:
-            ids += self._encode(part, continues=True)
+            ids += self._encode(part, text)
+            text = part
         return ids
 
     def render_context(self, title: str, text: str) -> list[int]:
@@ -165,10 +192,12 @@ class ChatTemplate:
         """
         token_ids: list[int] = []
         is_answer: list[bool] = []
+        before = self._frame.closing
         for part, flag in self._suffix_pieces(messages, add_generation_prompt):
-            ids = self._encode(part, continues=True)
+            ids = self._encode(part, before)
             token_ids += ids
             is_answer += [flag] * len(ids)
+            before = part or before
         return Suffix(np.asarray(token_ids, np.int32), np.asarray(is_answer, bool))
 
     def context_head(self) -> list[int]:
@@ -177,7 +206,7 @@ class ChatTemplate:
 
     def context_closing(self) -> list[int]:
         """Returns the tokens that close a context, after the document."""
-        return self._encode(self._frame.closing, continues=True)
+        return self._encode(self._frame.closing, "some text")
 
     def empty_context(self) -> list[int]:
         """Returns what precedes a suffix where there is no document.
@@ -291,22 +320,26 @@ class ChatTemplate:
         }
         try:
             return self._template.render(**(fields | self.options))
-        except (jinja2.TemplateError, TypeError, LookupError, AttributeError) as error:
+        except (*_TEMPLATE_ERRORS, jinja2.TemplateError) as error:
             raise InputError(f"the chat template rejects this conversation: {error}") from error
 
     def _protect(self, content: str) -> str:
         return self._look_alike.sub(lambda m: m[0] + _BREAK, content)
 
-    def _encode(self, text: str, *, continues: bool = False) -> list[int]:
-        """Encodes rendered text: special tokens by name, the rest as text."""
+    def _encode(self, text: str, before: str = "") -> list[int]:
+        """Encodes rendered text: special tokens by name, the rest as text that follows `before`."""
         token_ids: list[int] = []
+        after: After = "nothing"
+        if before:
+            after = "special" if self._special.split(before)[-1] == "" else "text"
         for i, part in enumerate(self._special.split(text)):
             if i % 2:
                 token_ids.append(self.tokenizer.special_id(part))
+                after = "special"
             elif part:
                 plain = re.sub(f"{_BREAK}({_BREAK}?)", r"\1", part)
-                opens = not continues and not token_ids
-                token_ids += self.tokenizer.encode(plain, continues=not opens)
+                token_ids += self.tokenizer.encode(plain, after=after)
+                after = "text"
         return token_ids
 
 

@@ -9,12 +9,13 @@ read: the older top-level `rope_theta` / `rope_scaling` / `torch_dtype` and tran
 import dataclasses
 import json
 import logging
+import math
 from typing import Any
 
 from etils import epath
 
 from cartridges_jax.errors import InputError
-from cartridges_jax.models.rope import Rope, parse_rope
+from cartridges_jax.models.rope import Rope, parse_rope, rope_fields
 from cartridges_jax.models.rope import to_hf_fields as rope_to_hf_fields
 
 FAMILIES = {  # the class that transformers names, and its model_type
@@ -52,6 +53,11 @@ class ModelConfig:
     max_position_embeddings: int  # tokens the model was trained to read
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+
+    @property
+    def window(self) -> int:
+        """Tokens that the model can read: what YaRN stretches included."""
+        return self.rope.window(self.max_position_embeddings)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -93,6 +99,12 @@ def parse_config(fields: dict[str, Any], where: str = "config.json") -> ModelCon
             raise InputError(f"{where} has no field {name!r}, which a {family} config must have")
         return fields[name]
 
+    def size(name: str) -> int:
+        value = required(name)
+        if type(value) is not int or value < 1:
+            raise InputError(f"{where}: {name} must be a whole number above 0, got {value!r}")
+        return value
+
     architectures = fields.get("architectures") or []
     family = next((FAMILIES[name] for name in architectures if name in FAMILIES), None)
     if family is None:
@@ -100,34 +112,44 @@ def parse_config(fields: dict[str, Any], where: str = "config.json") -> ModelCon
             f"{where}: architectures is {architectures}, supported: {', '.join(FAMILIES)}"
         )
     _refuse_options(fields, family, where)
+    for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+        if not isinstance(fields.get(name), bool | None):
+            raise InputError(f"{where}: {name} must be true or false, got {fields[name]!r}")
     heads, width, window = (
-        required(name) for name in ("num_attention_heads", "hidden_size", "max_position_embeddings")
+        size(name) for name in ("num_attention_heads", "hidden_size", "max_position_embeddings")
     )
     # Where transformers has a default of its own, a missing field is an error, but for the two
     # that Llama 2's published folders leave out.
     if family == "llama":
-        kv_heads = fields.get("num_key_value_heads") or heads
-        if "rope_theta" not in {**(fields.get("rope_parameters") or {}), **fields}:
+        fields = {"num_key_value_heads": heads} | _given(fields)
+        if "rope_theta" not in {**rope_fields(fields), **fields}:
             _log.warning("%s names no rope_theta: %g, as transformers takes it", where, LLAMA_THETA)
             fields = {"rope_theta": LLAMA_THETA} | fields
-    else:
-        kv_heads = required("num_key_value_heads")
+    kv_heads = size("num_key_value_heads")
     if heads % kv_heads:
         raise InputError(f"{where}: {kv_heads} kv heads do not divide {heads} heads")
-    if family == "qwen3":
-        required("head_dim")
+    if family != "qwen3":
+        fields = {"head_dim": width // heads} | _given(fields)
+    head_dim = size("head_dim")
+    if head_dim % 2:
+        raise InputError(f"{where}: head_dim {head_dim} is odd; rope turns pairs")
+    eps = required("rms_norm_eps")
+    if type(eps) not in (int, float) or not 0 < eps < math.inf:
+        raise InputError(f"{where}: rms_norm_eps must be a number above 0, got {eps!r}")
     biased = bool(fields.get("attention_bias")) and family in ("llama", "qwen3")
-    eos = required("eos_token_id")
+    vocabulary = size("vocab_size")
+    bos, eos = fields.get("bos_token_id"), required("eos_token_id")
+    eos = _token_ids(eos, vocabulary, where)
     return ModelConfig(
         family=family,
-        vocab_size=required("vocab_size"),
+        vocab_size=vocabulary,
         hidden_size=width,
-        mlp_size=required("intermediate_size"),
-        num_layers=required("num_hidden_layers"),
+        mlp_size=size("intermediate_size"),
+        num_layers=size("num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=fields.get("head_dim") or width // heads,
-        norm_eps=required("rms_norm_eps"),
+        head_dim=head_dim,
+        norm_eps=float(eps),
         rope=parse_rope(fields, window, where),
         qkv_bias=biased or family == "qwen2",
         output_bias=biased,
@@ -135,9 +157,23 @@ def parse_config(fields: dict[str, Any], where: str = "config.json") -> ModelCon
         qk_norm=family == "qwen3",
         tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
         max_position_embeddings=window,
-        bos_token_id=fields.get("bos_token_id"),
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+        bos_token_id=None if bos is None else _token_ids(bos, vocabulary, where)[0],
+        eos_token_ids=eos,
     )
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that are not null."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _token_ids(value: Any, vocabulary: int, where: str) -> tuple[int, ...]:
+    """One id or a list of ids, all of them in the vocabulary."""
+    ids = value if isinstance(value, list) else [value]
+    for token in ids:
+        if type(token) is not int or not 0 <= token < vocabulary:
+            raise InputError(f"{where}: {token!r} is no token of the {vocabulary} there are")
+    return tuple(ids)
 
 
 def _refuse_options(fields: dict[str, Any], family: str, where: str) -> None:
@@ -173,16 +209,10 @@ def read_config(folder: epath.PathLike) -> ModelConfig:
         raise
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} has a field of the wrong type: {error}") from error
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.type in (int, float) and not (type(value) in (int, float) and value > 0):
-            raise InputError(f"{path}: {field.name} must be a number above 0, got {value!r}")
-    if not (type(config.rope.theta) is float and config.rope.theta > 0):
-        raise InputError(f"{path}: rope_theta must be a number above 0, got {config.rope.theta}")
     generation = epath.Path(folder) / "generation_config.json"
     if generation.exists():
-        more = read_json_object(generation).get("eos_token_id") or []
-        more = more if isinstance(more, list) else [more]
+        more = read_json_object(generation).get("eos_token_id")
+        more = _token_ids([] if more is None else more, config.vocab_size, str(generation))
         ids = dict.fromkeys((*config.eos_token_ids, *more))
         config = dataclasses.replace(config, eos_token_ids=tuple(ids))
     return config

@@ -66,12 +66,12 @@ def _download(repo: str, revision: str | None) -> epath.Path:
             f"there is no folder {repo} here and no model {repo}{at} on the Hub (or it is "
             "private: run `hf auth login`)"
         ) from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+    except errors.HFValidationError as error:
+        raise InputError(f"{repo!r} is no folder and no Hub name: {error}") from error
+    except Exception as error:  # what the transports raise has no common class
         raise InputError(
             f"there is no folder {repo} here, and it cannot be downloaded from the Hub "
             f"({type(error).__name__}); without a network, give the path of a folder with "
             "config.json, *.safetensors and the tokenizer"
         ) from error
-    except errors.HFValidationError as error:
-        raise InputError(f"{repo!r} is no folder and no Hub name: {error}") from error
     return epath.Path(path)

@@ -57,6 +57,18 @@ class Rope:
     theta: float
     scaling: LinearScaling | Llama3Scaling | YarnScaling | None
 
+    def window(self, max_position_embeddings: int) -> int:
+        """Tokens that a model can read. YaRN is switched on in a config that keeps its window."""
+        if not isinstance(self.scaling, YarnScaling):
+            return max_position_embeddings
+        stretched = self.scaling.factor * self.scaling.original_max_position_embeddings
+        return max(max_position_embeddings, int(stretched))
+
+
+def rope_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """The rope of a config.json; where both spellings are there, the older one counts."""
+    return fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+
 
 def parse_rope(fields: dict[str, Any], window: int, where: str) -> Rope:
     """Reads the rotary embedding from the fields of a config.json, in either spelling.
@@ -70,7 +82,7 @@ def parse_rope(fields: dict[str, Any], window: int, where: str) -> Rope:
     Raises:
       InputError: if a number is missing or the kind is not supported.
     """
-    rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
+    rope = dict(rope_fields(fields))
     theta = rope.get("rope_theta", fields.get("rope_theta"))
     if theta is None:
         raise InputError(
@@ -79,14 +91,20 @@ def parse_rope(fields: dict[str, Any], window: int, where: str) -> Rope:
     share = rope.get("partial_rotary_factor", fields.get("partial_rotary_factor"))
     if share not in (None, 1):
         raise InputError(f"{where}: partial_rotary_factor {share} is not supported; 1 is")
-    original = fields.get("original_max_position_embeddings")
-    original = original or rope.get("original_max_position_embeddings", window)
+    named = "original_max_position_embeddings"
+    original = rope.get(named) or fields.get(named) or window
+    if not original > 0:
+        raise InputError(f"{where}: {named} must be above 0, got {original}")
 
     def number(name: str) -> float:
         if rope.get(name) is None:
             raise InputError(f"{where}: rope type {kind!r} needs the field {name!r}")
+        if not 0 < float(rope[name]) < math.inf:
+            raise InputError(f"{where}: {name} of rope must be above 0, got {rope[name]}")
         return float(rope[name])
 
+    if not 1 < float(theta) < math.inf:
+        raise InputError(f"{where}: rope_theta must be a number above 1, got {theta}")
     kind = rope.get("rope_type", rope.get("type", "default"))
     match kind:
         case "default":
@@ -95,9 +113,11 @@ def parse_rope(fields: dict[str, Any], window: int, where: str) -> Rope:
             scaling = LinearScaling(number("factor"))
         case "llama3":
             low, high = number("low_freq_factor"), number("high_freq_factor")
+            if not low < high:
+                raise InputError(f"{where}: {low=} of low_freq_factor must be below {high=}")
             scaling = Llama3Scaling(number("factor"), low, high, int(original))
         case "yarn":
-            factor = float(rope.get("factor") or window / original)
+            factor = number("factor") if rope.get("factor") else window / original
             scaling = YarnScaling(
                 factor,
                 int(original),

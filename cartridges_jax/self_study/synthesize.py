@@ -105,7 +105,7 @@ def synthesize(
     check_ranges(config)
     if config.chunk_min_tokens > config.chunk_max_tokens:
         raise InputError(f"{config.chunk_min_tokens=} exceeds {config.chunk_max_tokens=}")
-    window = model.config.max_position_embeddings
+    window = model.config.window
     if not documents:
         raise InputError("there is no document to study")
     need = config.chunk_max_tokens + _frame_tokens(model, documents)

@@ -7,7 +7,9 @@ import safetensors.numpy
 
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import load_model
+from cartridges_jax.models.config import read_config
 from cartridges_jax.models.hub import EMBEDDED_FOLDER
+from cartridges_jax.models.rope import YarnScaling
 
 
 @pytest.fixture
@@ -15,6 +17,9 @@ def folder(tmp_path):
     for file in EMBEDDED_FOLDER.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     return tmp_path
+
+
+_ORIGINAL = "original_max_position_embeddings"
 
 
 def change_config(folder, **fields):
@@ -27,11 +32,25 @@ def change_config(folder, **fields):
     [
         ({"rope_parameters": "x", "rope_scaling": None}, "wrong type"),
         ({"num_attention_heads": "4"}, "config.json"),
-        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta must be a number above 0"),
-        ({"max_position_embeddings": -5}, "max_position_embeddings must be a number above 0"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta must be a number above 1"),
+        ({"max_position_embeddings": -5}, "max_position_embeddings must be a whole number"),
         ({"num_key_value_heads": 3}, "3 kv heads do not divide 4 heads"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope type 'longrope' is not supported"),
         ({"rope_parameters": {"rope_type": "linear"}}, "'linear' needs the field 'factor'"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 0}},
+            "factor of rope must be above 0",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0} | {_ORIGINAL: -5}},
+            "must be above 0, got -5",
+        ),
+        ({"num_hidden_layers": 4.0}, "num_hidden_layers must be a whole number above 0, got 4.0"),
+        ({"head_dim": 31}, "head_dim 31 is odd"),
+        ({"eos_token_id": "x"}, "'x' is no token of the 2048"),
+        ({"eos_token_id": [2, None]}, "None is no token of the 2048"),
+        ({"eos_token_id": [[1]]}, "is no token of the 2048"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"architectures": ["MambaForCausalLM"]}, "supported: LlamaForCausalLM, Mistral"),
@@ -60,6 +79,14 @@ def test_config(folder, fields, words):
         ("tokenizer.model", b"", "SentencePiece"),
         ("tokenizer.model", b"nonsense", "SentencePiece"),
         ("tokenizer.model", None, "no tokenizer.json and no tokenizer.model"),
+        ("generation_config.json", b'{"eos_token_id": "foo"}', "'foo' is no token of"),
+        ("chat_template.jinja", b"\xff\xfe", "cannot be read"),
+        ("added_tokens.json", b'{"<|new|>": 2048}', r"adds the tokens \['<\|new\|>'\]"),
+        (
+            "tokenizer_config.json",
+            b'{"eos_token": "</s>"}',
+            "eos_token is '</s>' in tokenizer_conf",
+        ),
         ("tokenizer_config.json", b"{", "not valid JSON"),
         ("tokenizer_config.json", b"[]", "expected an object"),
         ("tokenizer_config.json", b"{}", "neither chat_template.jinja nor a chat_template"),
@@ -69,7 +96,7 @@ def test_config(folder, fields, words):
     ],
 )
 def test_files(folder, name, data, words):
-    (folder / name).unlink()
+    (folder / name).unlink(missing_ok=True)
     if data is not None:
         (folder / name).write_bytes(data)
     with pytest.raises(InputError, match=words):
@@ -125,6 +152,35 @@ def test_a_json_tokenizer_that_is_damaged(folder):
     (folder / "tokenizer.json").write_text('{"model": 1}')
     with pytest.raises(InputError, match="is not a tokenizer that can be read"):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"quantization": "INT8"}, "quantization must be 'none' or 'int8', got 'INT8'"),
+        ({"dtype": "fp16"}, "dtype must be one of floats"),
+        ({"dtype": "int8"}, "dtype must be one of floats"),
+    ],
+)
+def test_options_of_loading(options, words):
+    with pytest.raises(InputError, match=words):
+        load_model.__wrapped__("embedded", **options)  # without the test suite's own type checks
+
+
+def test_ids_of_another_vocabulary(tiny):
+    for call in (tiny.logits, tiny.kv_as_cartridge, lambda ids: tiny.generate([ids])):
+        with pytest.raises(InputError, match="token id 999999 is none of the 2048"):
+            call([1, 999999])
+
+
+def test_yarn_stretches_the_window(folder):
+    yarn = {"rope_type": "yarn", "factor": 4.0, _ORIGINAL: 1024}
+    change_config(folder, rope_parameters={"rope_theta": 1e5}, rope_scaling=yarn, rope_theta=1e5)
+    config = read_config(folder)
+    assert isinstance(
+        config.rope.scaling, YarnScaling
+    )  # the older spelling counts, as in transformers
+    assert (config.max_position_embeddings, config.window) == (1024, 4096)
 
 
 def test_cut_weights(folder):

@@ -78,9 +78,11 @@ THEIRS = sentencepiece.SentencePieceProcessor(model_proto=make_sentencepiece())
 
 
 def test_sentencepiece_opens_only_the_first_text_with_a_space():
-    assert OURS.encode("the text") == OURS.encode(" the text", continues=True)
+    assert OURS.encode("the text") == OURS.encode(" the text", after="text")
+    assert OURS.encode("the text", after="special") == OURS.encode("the text", after="text")
     legacy = SentencePieceTokenizer(make_sentencepiece(), legacy=True)
-    assert legacy.encode("the text", continues=True) == legacy.encode("the text")
+    assert legacy.encode("the text", after="special") == legacy.encode("the text")
+    assert legacy.encode("the text", after="text") == OURS.encode("the text", after="text")
     assert legacy.fingerprint != OURS.fingerprint
 
 

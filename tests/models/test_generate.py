@@ -66,8 +66,11 @@ def test_stop_texts_end_an_answer(embedded):
     assert cut[0].token_ids == whole[0].token_ids[: len(cut[0].token_ids)]
     assert len(cut[0].logprobs) == len(cut[0].token_ids)
     assert cut[1] == whole[1]
-    streamed = "".join(embedded.stream(questions[0], context, max_new_tokens=30, stop=["Oslo"]))
-    assert streamed == cut[0].text
+    for stop in ("Oslo", whole[0].text[2:]):  # also one that is longer than the first pieces
+        options = {"max_new_tokens": 30, "stop": [stop]}
+        streamed = "".join(embedded.stream(questions[0], context, **options))
+        assert streamed == embedded.generate(questions[:1], context, **options)[0].text
+        assert stop[:3] not in streamed
 
 
 def test_pieces_of_all_answers_are_shown_while_they_grow(embedded):
@@ -89,6 +92,12 @@ def test_pieces_of_all_answers_are_shown_while_they_grow(embedded):
     assert len(calls) > 4
     alone = embedded.generate(questions, context, max_new_tokens=30, temperature=0.5, batch_size=3)
     assert [a.text for a in alone] == shown  # watching changes nothing
+
+
+def test_any_whole_number_is_a_seed(tiny):
+    options = {"max_new_tokens": 4, "temperature": 1.0}
+    large = tiny.generate(["x", "y"], seed=2**31 - 1, **options)
+    assert large[1].token_ids == tiny.generate(["y"], seed=0, **options)[0].token_ids  # they wrap
 
 
 def test_stop_tokens_of_the_caller(tiny):

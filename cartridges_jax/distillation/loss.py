@@ -1,4 +1,4 @@
-"""The distillation loss, in chunks of positions: `[B, T, V]` never exists.
+"""The distillation loss: `[B, T, V]` never exists, neither as logits nor as their gradient.
 
 For each target position, with the teacher's top-J log-probabilities t_j of the ids i_j,
 
@@ -7,11 +7,16 @@ For each target position, with the teacher's top-J log-probabilities t_j of the 
 over the student's full vocabulary: the cross entropy of the paper's runs (arXiv 2506.06266,
 section 4.2), not renormalised and without a tail. With J = 1 and t = 0 it is the next-token loss.
 
-Time grows with B * M * D * V, memory with B * CHUNK * V; a chunk's logits are made again in the
-backward pass.
+Only positions with targets reach the LM head, CHUNK at a time. Where a gradient is wanted, a
+chunk's gradient with respect to its hidden states is computed together with its loss, while its
+logits exist: the head's product runs twice for each position, not three times, and what is kept is
+one hidden state each. With the vocabulary over "model", each device sees its own part of the
+logits; what is summed over devices are a few numbers a position.
+
+Time grows with B * M * D * V, memory with CHUNK * V / devices + B * M * D.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +24,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from cartridges_jax.models.transformer import Transformer
-from cartridges_jax.sharding import ACT_BTD, DATA, TOKENS_BT
+from cartridges_jax.sharding import ACT_BTD, DATA, MODEL, TOKENS_BT
 
-CHUNK = 64  # target positions of a row whose logits exist at a time
+CHUNK = 128  # target positions of a device whose logits exist at a time
 
 
 class Targets(NamedTuple):
@@ -59,49 +64,109 @@ def distillation_loss(
 ) -> LossSums:
     """Sums the loss over all target positions; see the module's head.
 
+    It is differentiable with respect to `hidden` alone: the base is frozen, and the gradient of its
+    LM head is not computed (it comes out as zero).
+
     Args:
       model: gives the LM head.
       hidden: normed hidden states of the student.
-      targets: M is padded up to a multiple of CHUNK here.
+      targets: what the teacher said, and where.
     """
+    head = model.embedding if model.lm_head is None else model.lm_head
+    scale = None if head.scale is None else head.scale[...]
     picked = gather_positions(hidden, targets.index)
-    B, M, _ = picked.shape
-    extra = -M % CHUNK
+    # The gradients of loss and KL with respect to the student are the same.
+    total, constant = _cross_entropy(
+        picked, head.weight[...], scale, targets.top_ids, targets.top_logprobs, targets.weight
+    )
+    return LossSums(total, total + constant, jnp.sum(targets.weight))
+
+
+@jax.custom_vjp
+def _cross_entropy(picked, head, scale, top_ids, top_logprobs, weight):
+    """The summed loss, and the teacher's part of the KL (which has no gradient)."""
+    loss, constant, _ = _in_chunks(False, picked, head, scale, top_ids, top_logprobs, weight)
+    return loss, constant
+
+
+def _forward(picked, head, scale, top_ids, top_logprobs, weight):
+    arrays = (picked, head, scale, top_ids, top_logprobs, weight)
+    loss, constant, d_picked = _in_chunks(True, *arrays)
+    return (loss, constant), d_picked
+
+
+def _backward(d_picked, gradients):
+    d_loss, _ = gradients
+    frozen = (None,) * 5
+    return (d_picked * d_loss).astype(d_picked.dtype), *frozen
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _in_chunks(with_gradient: bool, *arrays: Any) -> tuple[jax.Array, ...]:
+    """Runs `_device_sums` where the rows and the parts of the vocabulary are."""
+
+    def local(picked, head, scale, ids, t, weight):
+        loss, constant, d_picked = _device_sums(
+            picked, head, scale, ids, t, weight, with_gradient=with_gradient
+        )
+        return jax.lax.psum(loss, DATA), jax.lax.psum(constant, DATA), d_picked
+
+    scale = None if arrays[2] is None else P(MODEL)
+    rows = P(DATA, None, None)
+    return jax.shard_map(
+        local,
+        in_specs=(ACT_BTD, P(MODEL, None), scale, rows, rows, TOKENS_BT),
+        out_specs=(P(), P(), ACT_BTD),
+        check_vma=False,
+    )(*arrays)
+
+
+def _device_sums(picked, head, scale, ids, t, weight, *, with_gradient: bool):
+    """Loss and teacher's constant of one device's rows, and the loss's gradient of `picked`.
+
+    `head` is this device's part of the vocabulary, [V / devices, D].
+    """
+    B, M, D = picked.shape
+    V = head.shape[0]
+    first = jax.lax.axis_index(MODEL) * V
+    extra = -(B * M) % CHUNK
 
     def chunks(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2))
-        x = x.reshape(
-            B,
-            (M + extra) // CHUNK,
-            CHUNK,
-            *x.shape[2:],
-            out_sharding=P(DATA, None, None, *[None] * (x.ndim - 2)),
-        )
-        return jnp.moveaxis(x, 1, 0)
+        x = x.reshape(B * M, *x.shape[2:])
+        x = jnp.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(-1, CHUNK, *x.shape[1:])
 
-    @jax.checkpoint
-    def one(h, ids, t, weight):
-        # Picking single ids of a sharded vocabulary needs the chunk's logits whole.
-        logits = jax.sharding.reshard(model.logits(h), P(DATA, None, None))
-        lse = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        student = _take_last(logits, ids) - lse  # [B, CHUNK, J]
-        p = jnp.exp(t) * weight[..., None]
-        return -jnp.sum(p * student), jnp.sum(p * (t - student))
+    def logits_of(h: jax.Array) -> jax.Array:
+        out = jnp.einsum("MD,VD->MV", h, head.astype(h.dtype), preferred_element_type=jnp.float32)
+        return out if scale is None else out * scale
 
-    def body(sums, chunk):
-        loss, kl = one(*chunk)
-        return (sums[0] + loss, sums[1] + kl), None
+    def one(sums: Any, chunk: Any) -> Any:
+        h, ids, t, weight = chunk  # [m, D], [m, J], [m, J], [m]
+        logits, pull = jax.vjp(logits_of, h)
+        top = jax.lax.pmax(logits.max(-1), MODEL)[:, None]
+        exps = jnp.exp(logits - top)
+        total = jax.lax.psum(exps.sum(-1), MODEL)[:, None]
+        own = (ids >= first) & (ids < first + V)
+        at = jnp.where(own, ids - first, 0)
+        found = jnp.where(own, jnp.take_along_axis(logits, at, axis=-1), 0.0)
+        student = jax.lax.psum(found, MODEL) - top - jnp.log(total)  # [m, J]
+        p = jnp.exp(t) * weight[:, None]
+        sums = (sums[0] - jnp.sum(p * student), sums[1] + jnp.sum(p * t))
+        if not with_gradient:
+            return sums, None
+        # d loss / d logits = softmax * sum_j p_j, less p_j at the teacher's ids
+        d_logits = exps * (p.sum(-1, keepdims=True) / total)
+        row = jnp.arange(CHUNK)[:, None]
+        d_logits = d_logits.at[row, at].add(jnp.where(own, -p, 0.0))
+        [d_h] = pull(d_logits)
+        return sums, jax.lax.psum(d_h, MODEL)
 
-    parts = (picked, targets.top_ids, targets.top_logprobs, targets.weight)
     zero = jnp.zeros((), jnp.float32)
-    (loss, kl), _ = jax.lax.scan(body, (zero, zero), tuple(map(chunks, parts)))
-    return LossSums(loss, kl, jnp.sum(targets.weight))
-
-
-def _take_last(logits: Float[Array, "B M V"], ids: Int[Array, "B M J"]) -> Float[Array, "B M J"]:
-    rows = P(DATA, None, None)
-
-    def local(logits, ids):
-        return jnp.take_along_axis(logits, ids, axis=-1)
-
-    return jax.shard_map(local, in_specs=(rows, rows), out_specs=rows, check_vma=False)(logits, ids)
+    (loss, constant), d_h = jax.lax.scan(
+        one, (zero, zero), tuple(map(chunks, (picked, ids, t, weight)))
+    )
+    if not with_gradient:
+        return loss, constant, picked  # not looked at
+    return loss, constant, d_h.reshape(-1, D)[: B * M].reshape(B, M, D)

@@ -12,6 +12,7 @@ from cartridges_jax.distillation.loss import Targets, distillation_loss
 from cartridges_jax.distillation.targets import encode_record
 from cartridges_jax.distillation.train import prefix_loss
 from cartridges_jax.errors import InputError
+from cartridges_jax.models.int8 import quantize
 from cartridges_jax.sharding import ACT_BTD, DATA, TOKENS_BT, place
 from cartridges_jax.shards import ShardSet
 from tests.conftest import MESHES, make_tiny_model
@@ -66,8 +67,12 @@ def batch_of(rows):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_loss_equals_its_definition(rng, mesh):
+@pytest.mark.parametrize("quantized", [False, True])
+def test_loss_and_gradient_equal_their_definition(rng, mesh, quantized):
     model = make_tiny_model(*mesh)
+    if quantized:
+        with jax.set_mesh(model.mesh):
+            quantize(model.transformer.lm_head)
     V, D = model.config.vocab_size, model.config.hidden_size
     B, T, M = 4, 90, 70
     hidden = rng.normal(size=(B, T, D)).astype(np.float32)
@@ -84,13 +89,29 @@ def test_loss_equals_its_definition(rng, mesh):
         got = jax.jit(lambda m, h, *a: distillation_loss(m, h, Targets(*a)))(
             model.transformer, h, *put
         )
-    head = np.asarray(model.transformer.lm_head.weight[...])
+        by_sums = jax.jit(
+            jax.jacrev(lambda h, *a: distillation_loss(model.transformer, h, Targets(*a)))
+        )(h, *put)
+    head = np.asarray(model.transformer.lm_head.weight[...], np.float64)
+    if quantized:
+        head = head * np.asarray(model.transformer.lm_head.scale[...])[:, None]
     logits = np.take_along_axis(hidden, index[..., None], 1) @ head.T
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     picked = np.take_along_axis(logp, ids, -1)
     loss = -(weight[..., None] * np.exp(t) * picked).sum()
     kl = (weight[..., None] * np.exp(t) * (t - picked)).sum()
     np.testing.assert_allclose([float(x) for x in got], [loss, kl, weight.sum()], rtol=2e-5)
+
+    p = weight[..., None] * np.exp(t)
+    d_logits = np.exp(logp) * p.sum(-1, keepdims=True)
+    for b, m, j in np.ndindex(ids.shape):
+        d_logits[b, m, ids[b, m, j]] -= p[b, m, j]
+    d_hidden = np.zeros(hidden.shape)
+    for b, m in np.ndindex(index.shape):
+        d_hidden[b, index[b, m]] += d_logits[b, m] @ head
+    for gradient in (by_sums.loss, by_sums.kl):
+        np.testing.assert_allclose(gradient, d_hidden, atol=2e-5)
+    assert not np.asarray(by_sums.count).any()
 
 
 def alone_in_a_row(row, T=32):

@@ -10,7 +10,7 @@ A step reads the weights once, the prefix once for all rows, and the rows' cache
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,10 @@ ANSWER_STEP = 128  # room for new tokens likewise; how many are made is not comp
 BATCH_STEP = 8  # batch sizes likewise
 
 
+# What is compiled in: noise and sorting cost as much as a small model's step.
+Draw = Literal["greedy", "all", "truncated"]
+
+
 class Sampling(NamedTuple):
     """How a token is drawn from the logits.
 
@@ -36,6 +40,12 @@ class Sampling(NamedTuple):
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+
+    @property
+    def draw(self) -> Draw:
+        if self.temperature == 0:
+            return "greedy"
+        return "all" if self.top_k == 0 and self.top_p >= 1 else "truncated"
 
 
 class DecodeState(NamedTuple):
@@ -66,27 +76,35 @@ def _choose(
     seeds: Int[Array, "B"],
     step: jax.Array,
     sampling: Sampling,
-    all_tokens: bool,
+    how: Draw,
 ) -> tuple[jax.Array, jax.Array]:
     """Draws a token per row; returns ids [B] and log-probs [B].
 
     The log-probability is that of the undisturbed model, at temperature 1.
     """
     logits = jax.sharding.reshard(logits, P(DATA, None))
+    chosen = logits if how == "greedy" else _disturbed(logits, seeds, step, sampling, how)
+    token = jnp.argmax(chosen, axis=-1).astype(jnp.int32)
+    hot = jnp.arange(logits.shape[1]) == token[:, None]
+    of_token = jnp.sum(jnp.where(hot, logits, 0.0), axis=-1)
+    return token, of_token - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _disturbed(
+    logits: jax.Array, seeds: jax.Array, step: jax.Array, sampling: Sampling, how: Draw
+) -> jax.Array:
+    """Logits whose largest is a sample: scaled Gumbel noise on those that may be drawn."""
     temperature = jnp.asarray(sampling.temperature)
 
     def gumbel(seed):
         return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), step), logits.shape[1:])
 
     noise = jax.sharding.reshard(jax.vmap(gumbel)(jax.sharding.reshard(seeds, P())), P(DATA, None))
-    likely = logits
-    if not all_tokens:
-        scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
-        cut = _keep_likely(scaled, jnp.asarray(sampling.top_k), jnp.asarray(sampling.top_p))
-        likely = jnp.where(jnp.isfinite(cut), logits, -jnp.inf)
-    token = jnp.argmax(likely + temperature * noise, axis=-1).astype(jnp.int32)
-    hot = jnp.arange(logits.shape[1]) == token[:, None]
-    return token, jnp.sum(jnp.where(hot, jax.nn.log_softmax(logits), 0.0), axis=-1)
+    if how == "truncated":
+        top_k, top_p = jnp.asarray(sampling.top_k), jnp.asarray(sampling.top_p)
+        cut = _keep_likely(logits / temperature, top_k, top_p)
+        logits = jnp.where(jnp.isfinite(cut), logits, -jnp.inf)
+    return logits + temperature * noise
 
 
 @functools.partial(jax.jit, static_argnames="room")
@@ -113,7 +131,7 @@ def _prefill(
     return DecodeState(step, cache, logits, empty, empty.astype(jnp.float32), done)
 
 
-@functools.partial(jax.jit, static_argnames=("stop_ids", "all_tokens"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("stop_ids", "how"), donate_argnames="state")
 def advance_batch(
     model: Transformer,
     prefix: Prefix | None,
@@ -124,7 +142,7 @@ def advance_batch(
     until: jax.Array,
     *,
     stop_ids: tuple[int, ...],
-    all_tokens: bool,
+    how: Draw,
 ) -> DecodeState:
     """Makes tokens until there are `until`, or every row is done."""
     T = state.cache.k.shape[2] - state.token_ids.shape[1]
@@ -136,7 +154,7 @@ def advance_batch(
 
     def advance(state):
         step, cache, logits, ids, logprobs, done = state
-        token, logprob = _choose(logits, seeds, step, sampling, all_tokens)
+        token, logprob = _choose(logits, seeds, step, sampling, how)
         token = jnp.where(done, 0, token)
         ids = jax.lax.dynamic_update_slice(ids, token[:, None], (0, step))
         logprobs = jax.lax.dynamic_update_slice(logprobs, logprob[:, None], (0, step))
@@ -223,7 +241,7 @@ class Decoding:
                 self._sampling,
                 np.int32(until),
                 stop_ids=self._stop_ids,
-                all_tokens=self._sampling.top_k == 0 and self._sampling.top_p >= 1,
+                how=self._sampling.draw,
             )
 
     def rows(self) -> list[tuple[list[int], list[float]]]:

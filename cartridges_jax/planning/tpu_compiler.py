@@ -155,7 +155,7 @@ def compile_decode(
             Sampling(),
             scalar,
             stop_ids=config.eos_token_ids,
-            all_tokens=True,
+            how="greedy",
         )
 
 

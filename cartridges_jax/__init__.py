@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cartridges_jax.evaluation.evaluate import EvaluateConfig as EvaluateConfig
     from cartridges_jax.evaluation.evaluate import evaluate as evaluate
     from cartridges_jax.language_model import LanguageModel as LanguageModel
-    from cartridges_jax.language_model import load_model as load_model
+    from cartridges_jax.loading import load_model as load_model
     from cartridges_jax.self_study.synthesize import SynthesisConfig as SynthesisConfig
     from cartridges_jax.self_study.synthesize import synthesize as synthesize
 
@@ -34,7 +34,7 @@ _HOME = {
     "TrainConfig": "distillation.train",
     "evaluate": "evaluation.evaluate",
     "load_documents": "corpus",
-    "load_model": "language_model",
+    "load_model": "loading",
     "score_targets": "distillation.targets",
     "synthesize": "self_study.synthesize",
     "train": "distillation.train",

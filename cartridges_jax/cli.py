@@ -68,7 +68,7 @@ def _define_model(values: flags.FlagValues) -> None:
 
 
 def _load_model(values: flags.FlagValues) -> "LanguageModel":
-    from cartridges_jax.language_model import load_model
+    from cartridges_jax.loading import load_model
     from cartridges_jax.sharding import make_mesh
 
     return load_model(

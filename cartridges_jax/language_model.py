@@ -1,13 +1,12 @@
 """The public object: a frozen model with its tokenizer, ready to read, answer and use cartridges.
 
-`load_model` reads a Hugging Face folder, a Hub name or the embedded model. Every method enters the
-model's mesh, so the library works without an entry point.
+`loading.load_model` makes one. Every method enters the model's mesh, so the library works without an
+entry point.
 """
 
 import dataclasses
 import functools
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,14 +20,11 @@ from cartridges_jax import sharding
 from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.config import digest
 from cartridges_jax.errors import InputError
-from cartridges_jax.models import config as model_config
-from cartridges_jax.models import hf
+from cartridges_jax.models.answers import Generation, read_answer, settled
 from cartridges_jax.models.chat_template import ChatTemplate, Message
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.models.fingerprint import weights_fingerprint
 from cartridges_jax.models.generate import Decoding, Sampling
-from cartridges_jax.models.hub import locate_model
-from cartridges_jax.models.tokenizer import Tokenizer, load_tokenizer
+from cartridges_jax.models.tokenizer import Tokenizer
 from cartridges_jax.models.transformer import KV, Prefix, Transformer
 
 _log = logging.getLogger(__name__)
@@ -37,16 +33,6 @@ STREAM_TOKENS = 8  # tokens that appear at a time
 PREFIX_STEP = 256  # prefixes read from text are padded up to a multiple of this many slots
 
 Prompt = str | Sequence[Message] | Sequence[int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """One answer. `finish_reason` is "stop" (the model ended its turn) or "length"."""
-
-    text: str
-    token_ids: list[int]
-    logprobs: list[float]
-    finish_reason: str
 
 
 @functools.partial(jax.jit, static_argnames=("with_kv",))
@@ -253,7 +239,7 @@ class LanguageModel:
                 piece=STREAM_TOKENS if stop or on_text else None,
             ):
                 for i, answer in enumerate(answers if on_text else ()):
-                    new = _settled(answer, stop)[shown[i] :]
+                    new = settled(answer, stop)[shown[i] :]
                     if new and on_text is not None:
                         shown[i] += len(new)
                         on_text(start + i, new)
@@ -293,7 +279,7 @@ class LanguageModel:
             stop,
             STREAM_TOKENS,
         ):
-            new = _settled(answer, stop)[shown:]
+            new = settled(answer, stop)[shown:]
             shown += len(new)
             if new:
                 yield new
@@ -330,37 +316,24 @@ class LanguageModel:
             stop_ids=stop_ids,
             mesh=self.mesh,
         )
+        read = functools.partial(
+            read_answer,
+            self.tokenizer,
+            stop_ids=stop_ids,
+            stop=stop,
+            max_new_tokens=max_new_tokens,
+        )
         done: dict[int, Generation] = {}
         while len(done) < len(prompts):
             run.advance(piece)
             answers = []
             for i, (ids, logprobs) in enumerate(run.rows()):
-                answer = done.get(i) or self._answer(ids, logprobs, stop_ids, stop, max_new_tokens)
+                answer = done.get(i) or read(ids, logprobs)
                 if answer.finish_reason:
                     done[i] = answer
                 answers.append(answer)
             run.stop(list(done))
             yield answers
-
-    def _answer(
-        self,
-        ids: list[int],
-        logprobs: list[float],
-        stop_ids: tuple[int, ...],
-        stop: Sequence[str],
-        max_new_tokens: int,
-    ) -> Generation:
-        """Reads an answer from its tokens so far, cut at a stop text."""
-        decode = self.tokenizer.decode
-        ended = bool(ids) and ids[-1] in stop_ids
-        text = decode(ids[:-1] if ended else ids)
-        at = min((text.find(s) for s in stop if s in text), default=-1)
-        if at >= 0:
-            # The tokens that it took to write the stop text, and none after it.
-            enough = next(n for n in range(len(ids) + 1) if any(s in decode(ids[:n]) for s in stop))
-            return Generation(text[:at], ids[:enough], logprobs[:enough], "stop")
-        reason = "stop" if ended else "length" if len(ids) >= max_new_tokens else ""
-        return Generation(text, ids, logprobs, reason)
 
     def _checked(self, token_ids: Any) -> np.ndarray:
         """Token ids as int32, all of them of this model."""
@@ -438,70 +411,3 @@ def _check_generation(
         )
     if isinstance(stop, str) or not all(stop):
         raise InputError(f"stop must be a list of texts, none empty, got {stop!r}")
-
-
-def _settled(answer: Generation, stop: Sequence[str]) -> str:
-    """The part of a growing text that will not change: no cut character, no half of a stop text."""
-    text = answer.text
-    if answer.finish_reason:
-        return text
-    held = max(map(len, stop), default=1) - 1
-    text = text[: max(0, len(text) - held)]
-    return text.rstrip("\ufffd")
-
-
-def load_model(
-    path: str | os.PathLike[str],
-    dtype: Any = None,
-    mesh: Mesh | None = None,
-    *,
-    quantization: hf.Quantization = "none",
-    template_options: dict[str, Any] | None = None,
-) -> LanguageModel:
-    """Loads a Hugging Face folder, a Hub name, or "embedded" for the model in the package.
-
-    Args:
-      path: folder with config.json, *.safetensors and a tokenizer; or `org/name[@revision]`, which
-        is downloaded once; or "embedded".
-      dtype: of the weights, activations and the cache; None for float32 on CPU and bfloat16
-        elsewhere.
-      mesh: where it lives; None for the first device.
-      quantization: "int8" keeps the matrices in one byte a weight (see `models/int8.py`).
-      template_options: variables of the chat template, such as Qwen3's `enable_thinking`.
-
-    Raises:
-      InputError: if a part of the folder is missing, damaged or unsupported.
-    """
-    folder = locate_model(path)
-    if dtype is None:
-        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    if quantization not in ("none", "int8"):
-        raise InputError(f"quantization must be 'none' or 'int8', got {quantization!r}")
-    try:
-        if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-            raise TypeError
-    except TypeError:
-        raise InputError(f"dtype must be one of floats, such as bfloat16, got {dtype!r}") from None
-    mesh = sharding.local_mesh() if mesh is None else mesh
-    config = model_config.read_config(folder)
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise InputError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
-            f"{config.vocab_size}"
-        )
-    template = ChatTemplate.load(folder, tokenizer, template_options)
-    for size, name in ((config.vocab_size, "vocabulary"), (config.mlp_size, "MLP width")):
-        if size % mesh.shape[sharding.MODEL]:
-            raise InputError(
-                f"the model's {name} of {size} cannot be shared by {mesh.shape[sharding.MODEL]} "
-                "devices; choose another mesh_model"
-            )
-    return LanguageModel(
-        hf.read_weights(folder, config, mesh, dtype, quantization),
-        tokenizer,
-        template,
-        mesh,
-        name=os.fspath(path),
-        weights_hash=weights_fingerprint(folder),
-    )

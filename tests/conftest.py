@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from cartridges_jax.embedded.tokenizer_training import CHAT_TEMPLATE
-from cartridges_jax.language_model import LanguageModel, load_model
+from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.loading import load_model
 from cartridges_jax.models.chat_template import ChatTemplate
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.hub import EMBEDDED_FOLDER

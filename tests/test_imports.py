@@ -13,7 +13,7 @@ LAYERS = (
     ("errors", "config", "files", "sharding", "metrics", "shards"),
     ("attention",),
     ("models", "corpus"),
-    ("cartridge", "cartridge_file", "language_model", "initializers"),
+    ("cartridge", "cartridge_file", "language_model", "loading", "initializers"),
     ("self_study",),
     ("distillation",),
     ("evaluation", "embedded", "planning"),

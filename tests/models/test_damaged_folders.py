@@ -6,7 +6,7 @@ import pytest
 import safetensors.numpy
 
 from cartridges_jax.errors import InputError
-from cartridges_jax.language_model import load_model
+from cartridges_jax.loading import load_model
 from cartridges_jax.models.config import read_config
 from cartridges_jax.models.hub import EMBEDDED_FOLDER
 from cartridges_jax.models.rope import YarnScaling

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from cartridges_jax.errors import InputError
-from cartridges_jax.language_model import load_model
+from cartridges_jax.loading import load_model
 from cartridges_jax.models import hf, hub
 from cartridges_jax.models.config import ModelConfig, read_config
 from cartridges_jax.models.fingerprint import weights_fingerprint

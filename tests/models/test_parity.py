@@ -9,7 +9,8 @@ torch = pytest.importorskip("torch", reason="the extra `parity` is not installed
 transformers = pytest.importorskip("transformers", reason="the extra `parity` is not installed")
 
 from cartridges_jax.attention import attention
-from cartridges_jax.language_model import LanguageModel, load_model
+from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.loading import load_model
 from cartridges_jax.models import hf
 from cartridges_jax.models.fingerprint import weights_fingerprint
 from cartridges_jax.models.generate import Decoding, Sampling

@@ -1,0 +1,75 @@
+"""From a name to a model: finds its folder, checks its parts against each other, reads it."""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from cartridges_jax import sharding
+from cartridges_jax.errors import InputError
+from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.models import hf
+from cartridges_jax.models.chat_template import ChatTemplate
+from cartridges_jax.models.config import read_config
+from cartridges_jax.models.fingerprint import weights_fingerprint
+from cartridges_jax.models.hub import locate_model
+from cartridges_jax.models.tokenizer import load_tokenizer
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    *,
+    quantization: hf.Quantization = "none",
+    template_options: dict[str, Any] | None = None,
+) -> LanguageModel:
+    """Loads a Hugging Face folder, a Hub name, or "embedded" for the model in the package.
+
+    Args:
+      path: folder with config.json, *.safetensors and a tokenizer; or `org/name[@revision]`, which
+        is downloaded once; or "embedded".
+      dtype: of the weights, activations and the cache; None for float32 on CPU and bfloat16
+        elsewhere.
+      mesh: where it lives; None for the first device.
+      quantization: "int8" keeps the matrices in one byte a weight (see `models/int8.py`).
+      template_options: variables of the chat template, such as Qwen3's `enable_thinking`.
+
+    Raises:
+      InputError: if a part of the folder is missing, damaged or unsupported.
+    """
+    folder = locate_model(path)
+    if dtype is None:
+        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    if quantization not in ("none", "int8"):
+        raise InputError(f"quantization must be 'none' or 'int8', got {quantization!r}")
+    try:
+        if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            raise TypeError
+    except TypeError:
+        raise InputError(f"dtype must be one of floats, such as bfloat16, got {dtype!r}") from None
+    mesh = sharding.local_mesh() if mesh is None else mesh
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
+            f"{config.vocab_size}"
+        )
+    template = ChatTemplate.load(folder, tokenizer, template_options)
+    for size, name in ((config.vocab_size, "vocabulary"), (config.mlp_size, "MLP width")):
+        if size % mesh.shape[sharding.MODEL]:
+            raise InputError(
+                f"the model's {name} of {size} cannot be shared by {mesh.shape[sharding.MODEL]} "
+                "devices; choose another mesh_model"
+            )
+    return LanguageModel(
+        hf.read_weights(folder, config, mesh, dtype, quantization),
+        tokenizer,
+        template,
+        mesh,
+        name=os.fspath(path),
+        weights_hash=weights_fingerprint(folder),
+    )

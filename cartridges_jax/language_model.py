@@ -1,7 +1,7 @@
 """The public object: a frozen model with its tokenizer, ready to read, answer and use cartridges.
 
-`loading.load_model` makes one. Every method enters the model's mesh, so the library works without an
-entry point.
+`loading.load_model` makes one. Every method enters the model's mesh, so the library works without
+an entry point.
 """
 
 import dataclasses

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax
 from absl import app, flags
 
 from cartridges_jax.models.config import ModelConfig
@@ -66,7 +67,7 @@ def main(_) -> None:
             entry: dict[str, Any] = shared | {"program": program}
             try:
                 entry |= row(compile_it(), topology.split(":")[0])
-            except Exception as error:  # the compiler's own: most often, out of memory
+            except jax.errors.JaxRuntimeError as error:  # most often: out of memory
                 entry |= {"fits": False, "error": str(error).split("\n")[0][:200]}
             table.append(entry)
             print(entry, flush=True)

@@ -189,8 +189,22 @@ def _is_row_block(plan: _Plan, first_ref: Any, b: Any, i: Any, r: Any):
 # ---- forward and dq: for each query block, all key blocks
 
 
-def _forward_kernel(first, length, q, k, v, pk, pv, start, out, lse, top, total, acc, *, plan):
+def _visit_keys(plan, first, length, k, v, pk, pv, start, visit):
+    """Calls visit(keys, values, mask) for this step's key block, if a query sees some of it."""
     b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    r = j - plan.prefix_blocks
+
+    @pl.when((j < plan.prefix_blocks) & (j * plan.blocks.keys < length[b]))
+    def _():
+        visit(pk[0, 0], pv[0, 0], _prefix_mask(plan, length[b], j))
+
+    @pl.when((r >= 0) & _is_row_block(plan, first, b, i, r))
+    def _():
+        visit(k[0, 0], v[0, 0], _row_mask(plan, start, i, r))
+
+
+def _forward_kernel(first, length, q, k, v, pk, pv, start, out, lse, top, total, acc, *, plan):
+    j = pl.program_id(3)
 
     @pl.when(j == 0)
     def _():
@@ -209,15 +223,7 @@ def _forward_kernel(first, length, q, k, v, pk, pv, start, out, lse, top, total,
         acc[...] = acc[...] * keep + _dot(values, p.astype(values.dtype), (0, 0))
         top[...] = new_top
 
-    @pl.when((j < plan.prefix_blocks) & (j * plan.blocks.keys < length[b]))
-    def _():
-        visit(pk[0, 0], pv[0, 0], _prefix_mask(plan, length[b], j))
-
-    r = j - plan.prefix_blocks
-
-    @pl.when((r >= 0) & _is_row_block(plan, first, b, i, r))
-    def _():
-        visit(k[0, 0], v[0, 0], _row_mask(plan, start, i, r))
+    _visit_keys(plan, first, length, k, v, pk, pv, start, visit)
 
     @pl.when(j == plan.prefix_blocks + plan.row_blocks - 1)
     def _():
@@ -242,7 +248,7 @@ def _score_gradient(plan, p, values, d_out, delta):
 
 
 def _dq_kernel(first, length, q, k, v, pk, pv, start, d_out, lse, delta, dq, acc, *, plan):
-    b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    j = pl.program_id(3)
 
     @pl.when(j == 0)
     def _():
@@ -253,15 +259,7 @@ def _dq_kernel(first, length, q, k, v, pk, pv, start, d_out, lse, delta, dq, acc
         d_s = _score_gradient(plan, p, values, d_out, delta)
         acc[...] += _dot(d_s.astype(keys.dtype), keys, (0, 0))
 
-    @pl.when((j < plan.prefix_blocks) & (j * plan.blocks.keys < length[b]))
-    def _():
-        visit(pk[0, 0], pv[0, 0], _prefix_mask(plan, length[b], j))
-
-    r = j - plan.prefix_blocks
-
-    @pl.when((r >= 0) & _is_row_block(plan, first, b, i, r))
-    def _():
-        visit(k[0, 0], v[0, 0], _row_mask(plan, start, i, r))
+    _visit_keys(plan, first, length, k, v, pk, pv, start, visit)
 
     @pl.when(j == plan.prefix_blocks + plan.row_blocks - 1)
     def _():

@@ -32,14 +32,15 @@ _log = logging.getLogger(__name__)
 
 def attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    k: Float[Array, "B *SK H"],
+    v: Float[Array, "B *SK H"],
     *,
     segment_start: Int[Array, "B T"],
     scale: float,
-    prefix: tuple[Float[Array, "*R P K H"], Float[Array, "*R P K H"]] | None = None,
+    prefix: tuple[Float[Array, "*RPK H"], Float[Array, "*RPK H"]] | None = None,
     prefix_length: Int[Array, "*R"] | int | None = None,
     query_offset: Int[Array, ""] | int | None = None,
+    heads_first: bool = False,
     implementation: Implementation | None = None,
     return_lse: bool = False,
 ) -> Any:
@@ -50,8 +51,9 @@ def attention(
 
     Args:
       q: queries, rotated.
-      k: the row's own keys, rotated; N is a multiple of K, heads are grouped, never repeated.
-      v: the row's own values.
+      k: the row's own keys [B, S, K, H], rotated; N is a multiple of K, heads are grouped, never
+        repeated.
+      v: the row's own values, likewise.
       segment_start: first key index that each query may see.
       scale: factor on the scores (`H ** -0.5` in all supported models).
       prefix: keys and values of the prefix, [P, K, H] shared by all rows or [B, P, K, H] of each;
@@ -59,6 +61,8 @@ def attention(
       prefix_length: number of live prefix slots, the rest being padding; [B] where each row has
         its own prefix; None for all.
       query_offset: key index of query 0, for a cache with S > T; None means S == T and 0.
+      heads_first: keys and values are [B, K, S, H], those of the prefix [K, P, H] or [B, K, P, H]:
+        the layout to keep a cache in, as a step then reads it in order.
       implementation: None picks one: for whole rows Pallas kernels on TPU and "blocked" elsewhere,
         for a few queries or a cache "reference". "pallas_interpret" runs the kernels on a CPU.
       return_lse: also returns the log-sum-exp of each query's scores, differentiable.
@@ -71,15 +75,18 @@ def attention(
       ValueError: if the implementation asked for cannot serve the case.
     """
     H = q.shape[-1]
-    heads = head_axis(k.shape[2])
+    K = k.shape[1 if heads_first else 2]
+    heads = head_axis(K)
     shared = prefix is None or prefix[0].ndim == 3
-    rows = P(DATA, None, heads, None)
-    slots = P(None, heads, None) if shared else rows
+    queries = P(DATA, None, heads, None)
+    rows = P(DATA, heads, None, None) if heads_first else queries
+    slots = P(*rows[1:]) if shared else rows
     if prefix is None:
-        empty = jax.sharding.reshard(jnp.zeros((0, k.shape[2], H), k.dtype), slots)
+        none = (K, 0, H) if heads_first else (0, K, H)
+        empty = jax.sharding.reshard(jnp.zeros(none, k.dtype), slots)
         prefix, prefix_length = (empty, empty), 0
     if prefix_length is None:
-        prefix_length = prefix[0].shape[-3]
+        prefix_length = prefix[0].shape[-2 if heads_first else -3]
     length = jnp.asarray(prefix_length, jnp.int32)
     if not shared:
         length = jax.sharding.reshard(jnp.broadcast_to(length, q.shape[:1]), P(DATA))
@@ -91,15 +98,20 @@ def attention(
     offset = jnp.asarray(0 if query_offset is None else query_offset, jnp.int32)
 
     def local(q, k, v, prefix_k, prefix_v, segment_start, length, offset):
-        arrays = (q, k, v, prefix_k, prefix_v, segment_start, length)
+        keys = (k, v, prefix_k, prefix_v)
         if implementation == "reference":
-            return reference_attention(*arrays, query_offset=offset, scale=scale)
-        return _whole_rows(*arrays, scale, implementation)
+            return reference_attention(
+                q, *keys, segment_start, length,
+                query_offset=offset, scale=scale, heads_first=heads_first,
+            )  # fmt: skip
+        if heads_first:
+            keys = tuple(x.swapaxes(-2, -3) for x in keys)
+        return _whole_rows(q, *keys, segment_start, length, scale, implementation)
 
     mapped = jax.shard_map(
         local,
-        in_specs=(rows, rows, rows, slots, slots, TOKENS_BT, P() if shared else P(DATA), P()),
-        out_specs=(rows, P(DATA, None, heads)),
+        in_specs=(queries, rows, rows, slots, slots, TOKENS_BT, P() if shared else P(DATA), P()),
+        out_specs=(queries, P(DATA, None, heads)),
         check_vma=False,  # the custom VJP inside knows nothing of varying axes
     )
     out, lse = mapped(q, k, v, *prefix, segment_start, length, offset)

@@ -28,23 +28,28 @@ def visible_keys(
 
 def reference_attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    prefix_k: Float[Array, "*R P K H"],
-    prefix_v: Float[Array, "*R P K H"],
+    k: Float[Array, "B *SK H"],
+    v: Float[Array, "B *SK H"],
+    prefix_k: Float[Array, "*RPK H"],
+    prefix_v: Float[Array, "*RPK H"],
     segment_start: Int[Array, "B T"],
     prefix_length: Int[Array, "*R"],
     *,
     query_offset: Int[Array, ""] | int,
     scale: float,
+    heads_first: bool = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Attended values and log-sum-exp; see `attention.api.attention`."""
     B, T, N, H = q.shape
-    K, P = k.shape[2], prefix_k.shape[-3]
-    slots = "PKH" if prefix_k.ndim == 3 else "BPKH"
+    # Sizes by the letters of the arrays' axes.
+    rows, slots = ("BKSH", "KPH") if heads_first else ("BSKH", "PKH")
+    if prefix_k.ndim == 4:
+        slots = "B" + slots
+    K, S = (k.shape[rows.index(letter)] for letter in "KS")
+    P = prefix_k.shape[slots.index("P")]
     qg = (q.astype(jnp.float32) * scale).reshape(B, T, K, N // K, H)
-    own = jnp.einsum("BTKGH,BSKH->BKGTS", qg, k.astype(jnp.float32))
-    mask = visible_keys(segment_start, query_offset, k.shape[1])
+    own = jnp.einsum(f"BTKGH,{rows}->BKGTS", qg, k.astype(jnp.float32))
+    mask = visible_keys(segment_start, query_offset, S)
     own = jnp.where(mask[:, None, None], own, NEG_INF)
     pre = jnp.einsum(f"BTKGH,{slots}->BKGTP", qg, prefix_k.astype(jnp.float32))
     live = jnp.arange(P) < jnp.broadcast_to(prefix_length, (B,))[:, None]  # [B, P]
@@ -53,7 +58,7 @@ def reference_attention(
     top = jnp.maximum(own.max(-1), pre.max(-1, initial=NEG_INF))[..., None]
     own, pre = jnp.exp(own - top), jnp.exp(pre - top)
     total = own.sum(-1) + pre.sum(-1)
-    out = jnp.einsum("BKGTS,BSKH->BTKGH", own, v.astype(jnp.float32))
+    out = jnp.einsum(f"BKGTS,{rows}->BTKGH", own, v.astype(jnp.float32))
     out += jnp.einsum(f"BKGTP,{slots}->BTKGH", pre, prefix_v.astype(jnp.float32))
     out /= total.transpose(0, 3, 1, 2)[..., None]
     lse = (top[..., 0] + jnp.log(total)).transpose(0, 3, 1, 2)

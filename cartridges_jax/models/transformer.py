@@ -29,10 +29,17 @@ INIT_SCALE = 0.02  # standard deviation of fresh weights, as in Llama
 
 
 class KV(NamedTuple):
-    """Rotated keys and values: of a prefix [L, P, K, H], or of rows [L, B, S, K, H]."""
+    """Rotated keys and values: of a prefix [L, P, K, H], or of rows [L, B, S, K, H].
+
+    A decode cache keeps heads before tokens: [L, K, P, H] and [L, B, K, S, H].
+    """
 
     k: jax.Array
     v: jax.Array
+
+    def heads_first(self) -> "KV":
+        """From [..., tokens, heads, H] to the layout of a decode cache."""
+        return KV(self.k.swapaxes(-2, -3), self.v.swapaxes(-2, -3))
 
 
 class Prefix(NamedTuple):
@@ -260,10 +267,11 @@ class Transformer(nnx.Module):
         *,
         prefix: Prefix | None = None,
     ) -> tuple[Float[Array, "B T D"], KV]:
-        """Runs a few new tokens against `cache` [L, B, S, K, H], writing them at `offset`.
+        """Runs a few new tokens against `cache` [L, B, K, S, H], writing them at `offset`.
 
-        Arguments as in `__call__`; `segment_start` counts in cache indices. The cache is carried
-        through the layers and updated in place: a step moves one token of it, not all.
+        Arguments as in `__call__`, but the prefix is [L, K, P, H]; `segment_start` counts in cache
+        indices. The cache is carried through the layers and updated in place: a step moves one
+        token of it, not all.
         """
         turn = self.turn(positions)
         scale = self.config.head_dim**-0.5
@@ -273,10 +281,11 @@ class Transformer(nnx.Module):
             x, cache = carry
             block, slots, index = layer
             q, k, v = block.qkv(x, turn)
-            at = (index, 0, offset, 0, 0)
+            at = (index, 0, 0, offset, 0)
+            new = KV(k[None], v[None]).heads_first()
             cache = KV(
-                jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), at),
-                jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), at),
+                jax.lax.dynamic_update_slice(cache.k, new.k.astype(cache.k.dtype), at),
+                jax.lax.dynamic_update_slice(cache.v, new.v.astype(cache.v.dtype), at),
             )
             attended = attention(
                 q,
@@ -287,6 +296,7 @@ class Transformer(nnx.Module):
                 prefix=slots,
                 prefix_length=length,
                 query_offset=offset,
+                heads_first=True,
             )
             return (block.mlp(block.attention_output(x, attended)), cache), None
 

@@ -133,7 +133,7 @@ def compile_decode(
     room = cache_length // 2
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         heads = head_axis(K)
-        own = _shape(mesh, (L, rows, cache_length, K, H), dtype, None, DATA, None, heads)
+        own = _shape(mesh, (L, rows, K, cache_length, H), dtype, None, DATA, heads)
         slots = _shape(mesh, (L, num_slots, K, H), dtype, None, None, heads)
         scalar = _shape(mesh, (), jnp.int32)
         row = _shape(mesh, (rows,), jnp.int32, DATA)

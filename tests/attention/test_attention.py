@@ -51,7 +51,9 @@ def make_case(rng, B=4, T=40, S=None, N=8, K=4, H=6, slots=5, prefix_of_row=Fals
     return case
 
 
-def run(mesh, case, *, dtype=jnp.float32, weights=None, lse_weights=None, **options):
+def run(
+    mesh, case, *, dtype=jnp.float32, weights=None, lse_weights=None, heads_first=False, **options
+):
     """Values and log-sum-exp; or gradients of all float inputs, where `weights` are given."""
     with jax.set_mesh(mesh):
         heads = head_axis(case["k"].shape[2])
@@ -62,10 +64,14 @@ def run(mesh, case, *, dtype=jnp.float32, weights=None, lse_weights=None, **opti
         start = place(mesh, case["segment_start"], TOKENS_BT)
 
         def f(arrays):
-            prefix = (arrays["prefix_k"], arrays["prefix_v"]) if case["prefix_k"].size else None
+            keys = [arrays[name] for name in ("k", "v", "prefix_k", "prefix_v")]
+            if heads_first:
+                keys = [x.swapaxes(-2, -3) for x in keys]
+            k, v, *prefix = keys
             return attention(
-                arrays["q"], arrays["k"], arrays["v"], prefix=prefix, segment_start=start,
-                scale=0.37, return_lse=True, **options,
+                arrays["q"], k, v, prefix=tuple(prefix) if case["prefix_k"].size else None,
+                segment_start=start, scale=0.37, return_lse=True, heads_first=heads_first,
+                **options,
             )  # fmt: skip
 
         if weights is None:
@@ -174,6 +180,17 @@ def test_cached_queries_equal_the_whole_row(rng):
     tail = case | {"q": case["q"][:, 9:], "segment_start": case["segment_start"][:, 9:]}
     got, _ = run(make_mesh(1, 1), tail, query_offset=9)
     np.testing.assert_allclose(got, whole[:, 9:], atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("prefix_of_row", [False, True])
+def test_heads_may_come_before_tokens(rng, implementation, prefix_of_row):
+    case = make_case(rng, T=50, slots=5, prefix_of_row=prefix_of_row)
+    for mesh in (make_mesh(1, 1), make_mesh(2, 4)):
+        got = run(mesh, case, implementation=implementation, heads_first=True)
+        want = run(mesh, case, implementation=implementation)
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -155,8 +155,8 @@ def test_cached_decode_of_a_padded_batch(pair, rng):
     with jax.set_mesh(ours.mesh):
         start = on_mesh(ours, np.broadcast_to(padding[:, None], (2, T)))
         _, own = model(on_mesh(ours, ids[:, :T]), on_mesh(ours, positions[:, :T]), start)
-        grown = [(0, 0), (0, 0), (0, steps), (0, 0), (0, 0)]
-        cache = KV(jnp.pad(own.k, grown), jnp.pad(own.v, grown))
+        grown = [(0, 0), (0, 0), (0, 0), (0, steps), (0, 0)]
+        cache = KV(*(jnp.pad(x, grown) for x in own.heads_first()))
         for t in range(T, T + steps):
             hidden, cache = model.decode(
                 on_mesh(ours, ids[:, t : t + 1]), on_mesh(ours, positions[:, t : t + 1]),

@@ -1,15 +1,18 @@
 """Attention on TPU: Pallas kernels for a prefix that all rows share and packed, causal rows.
 
-Four kernels, one forward and three backward. Keys are visited in blocks, first the prefix's, then
-the row's own; blocks with no visible key are neither computed nor moved (their index map names the
-block that is there already). The heads of a group are folded into the query block, so keys are read
-once for all of them, and scores are kept transposed, [keys, group * queries]: what belongs to a
-query then lies along lanes. The gradient of a shared prefix is summed over rows and queries in
-float32 inside its kernel.
+Two kernels, one forward and one backward. A kv head's keys stay in VMEM, the row's while its
+queries pass by and a shared prefix's for all rows, so every array is read from HBM once; inside,
+loops run over the blocks of keys that some query of the block sees, and over no others. The heads
+of a group are folded into the query block, and scores are kept transposed, [keys, group * queries]:
+what belongs to a query then lies along lanes. The backward kernel makes all five gradients from one
+recomputation of the scores; that of a shared prefix is summed in VMEM over queries, group and rows,
+in float32.
 
-Time grows with B * N * T * (P + visible row keys) * H. Memory beside inputs, outputs and gradients:
-one float32 per query and head (the log-sum-exp), the same again in the backward pass, and copies of
-queries, keys and values with heads before tokens. Figures of the design: WORKSPACE.md.
+Time grows with B * N * T * (P + visible row keys) * H: 2 products of that size forward, 5 backward.
+Memory beside inputs, outputs and gradients: one float32 per query and head (the log-sum-exp), the
+same again in the backward pass. Where the caller's arrays lie tokens first they are turned; inside
+a model XLA gives the projections' outputs the kernels' layout instead. Keys that do not fit VMEM
+are taken in chunks. Figures of the design: WORKSPACE.md.
 """
 
 import dataclasses
@@ -25,30 +28,37 @@ from jaxtyping import Array, Float, Int
 from cartridges_jax.attention.reference import NEG_INF
 
 LANES = 128
-FOLDED_QUERIES = 1024  # group * queries of a block
+FOLDED_QUERIES = 1024  # most group * queries of a block
 KEY_BLOCK = 512
-VMEM_LIMIT = 48 * 2**20  # bytes; what XLA leaves by default is too little for H = 256
+VMEM_LIMIT = 56 * 2**20  # bytes; a core has 64 MiB (tpu7x) to 128 MiB (v5e, v6e)
+# Of it, for keys with their gradients. The rest holds what a step computes, about 6 float32 arrays
+# of [keys, group * queries] at 2 MiB, and double-buffered blocks of queries.
+VMEM_OF_KEYS = 36 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Sizes of the blocks: queries and keys of a step."""
+    """Sizes of the blocks that a step computes; each divides the padded length."""
 
     queries: int
-    keys: int
+    row_keys: int
+    prefix_keys: int
 
 
-def default_blocks(num_queries: int, group: int, head_dim: int) -> Blocks:
-    """Chooses block sizes for one device's shapes.
+def _largest_block(length: int, limit: int) -> int:
+    """The largest multiple of 128 up to `limit` that divides `length`, itself a multiple."""
+    tried = range(max(limit // LANES, 1), 0, -1)
+    return next(n * LANES for n in tried if length % (n * LANES) == 0)
 
-    A step holds about 4 float32 arrays of [keys, group * queries] (scores, weights and their
-    gradients): 8 MiB at 512 x 1024, and double-buffered blocks of [1024 + 2 * 512, head_dim].
-    Heads of 256 halve the keys.
-    """
-    longest = -(-num_queries // LANES) * LANES
-    queries = max(LANES, FOLDED_QUERIES // group // LANES * LANES)
+
+def default_blocks(num_queries: int, num_slots: int, group: int, head_dim: int) -> Blocks:
+    """Chooses block sizes for one device's padded lengths; heads of 256 halve the keys."""
     keys = KEY_BLOCK if head_dim <= 128 else KEY_BLOCK // 2
-    return Blocks(min(queries, longest), min(keys, longest))
+    return Blocks(
+        _largest_block(num_queries, FOLDED_QUERIES // group),
+        _largest_block(num_queries, keys),
+        _largest_block(num_slots, keys),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +66,11 @@ class _Plan:
     """Everything static about a call, after padding."""
 
     B: int
-    T: int  # padded to both blocks
-    P: int  # padded to the key block
+    T: int
     K: int
     G: int
     H: int
+    itemsize: int
     blocks: Blocks
     scale: float
     shared: bool  # one prefix for all rows
@@ -69,14 +79,6 @@ class _Plan:
     @property
     def query_blocks(self) -> int:
         return self.T // self.blocks.queries
-
-    @property
-    def row_blocks(self) -> int:
-        return self.T // self.blocks.keys
-
-    @property
-    def prefix_blocks(self) -> int:
-        return self.P // self.blocks.keys
 
     @property
     def folded(self) -> int:
@@ -97,7 +99,7 @@ def _round_up(n: int, step: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Inputs:
-    """Arrays as the kernels take them: heads before tokens, padded to blocks."""
+    """Arrays as the kernels take them: heads before tokens, padded to whole lanes."""
 
     q: jax.Array  # [B, K, G, T, H]
     k: jax.Array  # [B, K, T, H]
@@ -105,24 +107,22 @@ class _Inputs:
     prefix_k: jax.Array  # [1 or B, K, P, H]
     prefix_v: jax.Array
     segment_start: jax.Array  # [B, 1, T] int32
-    scalars: tuple[jax.Array, ...]  # first visible key block [B, T / bq], prefix length [B]
+    scalars: tuple[jax.Array, jax.Array]  # first key that a query block sees [B, T / bq], P's [B]
 
 
 def _prepare(q, k, v, prefix_k, prefix_v, segment_start, prefix_length, scale, blocks, interpret):
     B, T, N, H = q.shape
     K = k.shape[2]
     G = N // K
-    blocks = blocks or default_blocks(T, G, H)
-    padded = _round_up(T, max(blocks.queries, blocks.keys))
-    if padded % blocks.queries or padded % blocks.keys:
-        padded = _round_up(T, blocks.queries * blocks.keys)
-    slots = max(blocks.keys, _round_up(prefix_k.shape[-3], blocks.keys))  # no empty blocks
+    padded = _round_up(T, LANES)
+    slots = max(LANES, _round_up(prefix_k.shape[-3], LANES))  # no empty arrays
+    blocks = blocks or default_blocks(padded, slots, G, H)
     shared = prefix_k.ndim == 3
-    plan = _Plan(B, padded, slots, K, G, H, blocks, scale, shared, interpret)
+    plan = _Plan(B, padded, K, G, H, q.dtype.itemsize, blocks, scale, shared, interpret)
     # A padding query sees itself alone: its row of weights is finite and its gradient zero.
     own = jnp.broadcast_to(jnp.arange(padded, dtype=jnp.int32), (B, padded))
     start = jnp.where(own < T, _pad(segment_start, 1, padded), own)
-    first = start.reshape(B, plan.query_blocks, blocks.queries).min(-1) // blocks.keys
+    first = start.reshape(B, plan.query_blocks, blocks.queries).min(-1)
     length = jnp.broadcast_to(jnp.asarray(prefix_length, jnp.int32), (B,))
 
     def heads_first(x: jax.Array) -> jax.Array:
@@ -164,68 +164,90 @@ def _along_lanes(ref: Any, plan: _Plan) -> jax.Array:
     return jnp.concatenate([ref[0, 0, g : g + 1, :] for g in range(plan.G)], axis=1)
 
 
-def _row_mask(plan: _Plan, start_ref: Any, query_block: jax.Array, key_block: jax.Array):
-    """Which keys of a row block [bk, G * bq] each query sees."""
-    bq, bk = plan.blocks.queries, plan.blocks.keys
-    shape = (bk, bq)
-    key = key_block * bk + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+def _row_mask(plan: _Plan, start_ref: Any, query_block: Any, first_key: Any) -> jax.Array:
+    """Which of a block of the row's keys [bk, G * bq] each query sees."""
+    bq = plan.blocks.queries
+    shape = (plan.blocks.row_keys, bq)
+    key = first_key + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     query = query_block * bq + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     seen = (key <= query) & (key >= start_ref[0])
     return jnp.concatenate([seen.astype(jnp.int32)] * plan.G, axis=1) != 0
 
 
-def _prefix_mask(plan: _Plan, length: jax.Array, key_block: jax.Array):
-    shape = (plan.blocks.keys, plan.folded)
-    key = key_block * plan.blocks.keys + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    return key < length
+def _visit_prefix(plan: _Plan, chunk: Any, length: Any, pk: Any, visit: Any) -> None:
+    """Calls visit(slots, mask) for the live blocks of a chunk of the prefix that begins at `chunk`.
 
+    Only the last block of a ragged prefix needs a mask.
+    """
+    bp = plan.blocks.prefix_keys
+    live = jnp.clip(length - chunk, 0, pk.shape[2])
 
-def _is_row_block(plan: _Plan, first_ref: Any, b: Any, i: Any, r: Any):
-    """Whether some query of block i of row b sees some key of its row's block r."""
-    last = ((i + 1) * plan.blocks.queries - 1) // plan.blocks.keys
-    return (r >= first_ref[b, i]) & (r <= last)
+    @pl.loop(0, live // bp)
+    def _(j):
+        visit(pl.ds(pl.multiple_of(j * bp, bp), bp), None)
 
-
-# ---- forward and dq: for each query block, all key blocks
-
-
-def _visit_keys(plan, first, length, k, v, pk, pv, start, visit):
-    """Calls visit(keys, values, mask) for this step's key block, if a query sees some of it."""
-    b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-    r = j - plan.prefix_blocks
-
-    @pl.when((j < plan.prefix_blocks) & (j * plan.blocks.keys < length[b]))
+    @pl.when(live % bp != 0)
     def _():
-        visit(pk[0, 0], pv[0, 0], _prefix_mask(plan, length[b], j))
-
-    @pl.when((r >= 0) & _is_row_block(plan, first, b, i, r))
-    def _():
-        visit(k[0, 0], v[0, 0], _row_mask(plan, start, i, r))
+        key = jax.lax.broadcasted_iota(jnp.int32, (bp, plan.folded), 0)
+        visit(pl.ds(pl.multiple_of(live // bp * bp, bp), bp), key < live % bp)
 
 
-def _forward_kernel(first, length, q, k, v, pk, pv, start, out, lse, top, total, acc, *, plan):
-    j = pl.program_id(3)
+def _visit_row(plan: _Plan, chunk: Any, first: Any, query_block: Any, k: Any, start, visit) -> None:
+    """Calls visit(keys, mask) for blocks of a chunk of the row that the query block sees."""
+    bk = plan.blocks.row_keys
+    end = (query_block + 1) * plan.blocks.queries
+    from_block = jnp.maximum(first - chunk, 0) // bk
+    to_block = (jnp.clip(end - chunk, 0, k.shape[2]) + bk - 1) // bk
 
-    @pl.when(j == 0)
+    @pl.loop(from_block, to_block)
+    def _(j):
+        at = pl.multiple_of(j * bk, bk)
+        visit(pl.ds(at, bk), _row_mask(plan, start, query_block, chunk + at))
+
+
+def _scores(plan: _Plan, q: jax.Array, keys: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Float32 scores [bk, G * bq]."""
+    s = _dot(keys, q, (1, 1)) * plan.scale
+    return s if mask is None else jnp.where(mask, s, NEG_INF)
+
+
+# ---- forward: for each query block all keys; grid (K, B, query block, chunk of keys)
+
+
+def _forward_kernel(
+    first, length, q, k, v, pk, pv, start, out, lse, top, total, acc, *, plan, prefix_chunks
+):
+    b, i, c = pl.program_id(1), pl.program_id(2), pl.program_id(3)
+
+    @pl.when(c == 0)
     def _():
         top[...] = jnp.full_like(top, NEG_INF)
         total[...] = jnp.zeros_like(total)
         acc[...] = jnp.zeros_like(acc)
 
-    def visit(keys, values, mask):
-        s = _dot(keys, _folded_queries(q, plan), (1, 1)) * plan.scale  # [bk, G * bq]
-        s = jnp.where(mask, s, NEG_INF)
+    def visit(keys, values, at, mask):
+        s = _scores(plan, _folded_queries(q, plan), keys[0, 0, at], mask)
         new_top = jnp.maximum(top[...], s.max(axis=0, keepdims=True))
-        # Where a query has seen nothing yet its top is NEG_INF, and exp(0) must not count.
-        p = jnp.where(mask, jnp.exp(s - new_top), 0.0)
+        p = jnp.exp(s - new_top)
+        if mask is not None:  # where a query has seen nothing yet, exp(0) must not count
+            p = jnp.where(mask, p, 0.0)
         keep = jnp.exp(top[...] - new_top)
         total[...] = total[...] * keep + p.sum(axis=0, keepdims=True)
-        acc[...] = acc[...] * keep + _dot(values, p.astype(values.dtype), (0, 0))
+        seen = values[0, 0, at]
+        acc[...] = acc[...] * keep + _dot(seen, p.astype(seen.dtype), (0, 0))
         top[...] = new_top
 
-    _visit_keys(plan, first, length, k, v, pk, pv, start, visit)
+    @pl.when(c < prefix_chunks)
+    def _():
+        chunk = c * pk.shape[2]
+        _visit_prefix(plan, chunk, length[b], pk, functools.partial(visit, pk, pv))
 
-    @pl.when(j == plan.prefix_blocks + plan.row_blocks - 1)
+    @pl.when(c >= prefix_chunks)
+    def _():
+        chunk = (c - prefix_chunks) * k.shape[2]
+        _visit_row(plan, chunk, first[b, i], i, k, start, functools.partial(visit, k, v))
+
+    @pl.when(c == pl.num_programs(3) - 1)
     def _():
         # Every query sees at least itself, so the total is never zero.
         out[0, 0] = (acc[...] / total[...]).T.reshape(plan.G, -1, plan.H).astype(out.dtype)
@@ -235,141 +257,237 @@ def _forward_kernel(first, length, q, k, v, pk, pv, start, out, lse, top, total,
             lse[0, 0, g : g + 1, :] = found[:, g * bq : (g + 1) * bq]
 
 
-def _weights(plan, q, keys, mask, lse):
-    """Softmax weights of a block from the saved log-sum-exp, [bk, G * bq]."""
-    s = _dot(keys, _folded_queries(q, plan), (1, 1)) * plan.scale
-    return jnp.exp(jnp.where(mask, s - _along_lanes(lse, plan), NEG_INF))
+# ---- backward: for each query block all keys; grid (K, B, query block)
 
 
-def _score_gradient(plan, p, values, d_out, delta):
-    """Gradient of the unscaled products q . k, [bk, G * bq]."""
-    d_p = _dot(values, _folded_queries(d_out, plan), (1, 1))
-    return p * (d_p - _along_lanes(delta, plan)) * plan.scale
+def _backward_kernel(
+    first, length, q, k, v, pk, pv, start, d_out, lse, delta,
+    dq, dk, dv, dpk, dpv, dq_acc, dk_acc, dv_acc, *, plan, prefix_chunk, row_chunk,
+):  # fmt: skip
+    b, i = pl.program_id(1), pl.program_id(2)
 
-
-def _dq_kernel(first, length, q, k, v, pk, pv, start, d_out, lse, delta, dq, acc, *, plan):
-    j = pl.program_id(3)
-
-    @pl.when(j == 0)
+    @pl.when((i == 0) & ((b == 0) | (not plan.shared)))
     def _():
-        acc[...] = jnp.zeros_like(acc)
-
-    def visit(keys, values, mask):
-        p = _weights(plan, q, keys, mask, lse)
-        d_s = _score_gradient(plan, p, values, d_out, delta)
-        acc[...] += _dot(d_s.astype(keys.dtype), keys, (0, 0))
-
-    _visit_keys(plan, first, length, k, v, pk, pv, start, visit)
-
-    @pl.when(j == plan.prefix_blocks + plan.row_blocks - 1)
-    def _():
-        dq[0, 0] = acc[...].reshape(plan.G, -1, plan.H).astype(dq.dtype)
-
-
-def _accumulate_kv(plan, q, keys, values, mask, d_out, lse, delta, dk_acc, dv_acc):
-    p = _weights(plan, q, keys, mask, lse)
-    d_s = _score_gradient(plan, p, values, d_out, delta)
-    dv_acc[...] += _dot(p.astype(values.dtype), _folded_queries(d_out, plan), (1, 0))
-    dk_acc[...] += _dot(d_s.astype(keys.dtype), _folded_queries(q, plan), (1, 0))
-
-
-# ---- dk, dv of the row: for each of its key blocks, the query blocks that see it
-
-
-def _row_kv_kernel(first, length, q, k, v, start, d_out, lse, delta, dk, dv, ka, va, *, plan):
-    b, r, i = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+        dpk[...] = jnp.zeros_like(dpk)
+        dpv[...] = jnp.zeros_like(dpv)
 
     @pl.when(i == 0)
     def _():
-        ka[...] = jnp.zeros_like(ka)
-        va[...] = jnp.zeros_like(va)
+        dk_acc[...] = jnp.zeros_like(dk_acc)
+        dv_acc[...] = jnp.zeros_like(dv_acc)
 
-    @pl.when(_is_row_block(plan, first, b, i, r))
-    def _():
-        mask = _row_mask(plan, start, i, r)
-        _accumulate_kv(plan, q, k[0, 0], v[0, 0], mask, d_out, lse, delta, ka, va)
+    dq_acc[...] = jnp.zeros_like(dq_acc)
+
+    def visit(keys_ref, values_ref, add_dk, add_dv, at, mask):
+        keys, values = keys_ref[0, 0, at], values_ref[0, 0, at]
+        queries, d_queries = _folded_queries(q, plan), _folded_queries(d_out, plan)
+        p = jnp.exp(_scores(plan, queries, keys, mask) - _along_lanes(lse, plan))
+        add_dv(at, _dot(p.astype(values.dtype), d_queries, (1, 0)))
+        d_p = _dot(values, d_queries, (1, 1))
+        d_s = (p * (d_p - _along_lanes(delta, plan)) * plan.scale).astype(keys.dtype)
+        add_dk(at, _dot(d_s, queries, (1, 0)))
+        dq_acc[...] += _dot(d_s, keys, (0, 0))
+
+    def add_to(ref, *leading):
+        def add(at, x):
+            ref[*leading, at] += x
+
+        return add
+
+    if prefix_chunk is not None:
+        prefix = functools.partial(visit, pk, pv, add_to(dpk, 0, 0), add_to(dpv, 0, 0))
+        _visit_prefix(plan, prefix_chunk, length[b], pk, prefix)
+    if row_chunk is not None:
+        row = functools.partial(visit, k, v, add_to(dk_acc), add_to(dv_acc))
+        _visit_row(plan, row_chunk, first[b, i], i, k, start, row)
+
+    dq[0, 0] = dq_acc[...].reshape(plan.G, -1, plan.H).astype(dq.dtype)
 
     @pl.when(i == plan.query_blocks - 1)
     def _():
-        dk[0, 0] = ka[...].astype(dk.dtype)
-        dv[0, 0] = va[...].astype(dv.dtype)
-
-
-# ---- dk, dv of the prefix: for each of its blocks, all rows and query blocks
-
-
-def _prefix_kv_kernel(first, length, q, pk, pv, d_out, lse, delta, dk, dv, ka, va, *, plan):
-    p, b, i = pl.program_id(1), pl.program_id(2), pl.program_id(3)
-    row_begins, row_ends = i == 0, i == plan.query_blocks - 1
-
-    @pl.when(row_begins & ((b == 0) | (not plan.shared)))
-    def _():
-        ka[...] = jnp.zeros_like(ka)
-        va[...] = jnp.zeros_like(va)
-
-    @pl.when(p * plan.blocks.keys < length[b])
-    def _():
-        mask = _prefix_mask(plan, length[b], p)
-        _accumulate_kv(plan, q, pk[0, 0], pv[0, 0], mask, d_out, lse, delta, ka, va)
-
-    @pl.when(row_ends & ((b == plan.B - 1) | (not plan.shared)))
-    def _():
-        dk[0, 0] = ka[...]
-        dv[0, 0] = va[...]
+        dk[0, 0] = dk_acc[...].astype(dk.dtype)
+        dv[0, 0] = dv_acc[...].astype(dv.dtype)
 
 
 # ---- calls
 
 
-def _specs_by_query(plan: _Plan) -> dict[str, pl.BlockSpec]:
-    """Blocks of the grid (B, K, query block, key block); index maps also get the scalars."""
-    bq, bk, G, H = plan.blocks.queries, plan.blocks.keys, plan.G, plan.H
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A kernel with its grid, blocks and arrays: to be run, or to be counted."""
 
-    def row_block(b, h, i, j, first, length):
-        last = ((i + 1) * bq - 1) // bk
-        return b, h, jnp.clip(j - plan.prefix_blocks, first[b, i], last), 0
+    kernel: Any
+    grid: tuple[int, ...]
+    scalars: tuple[jax.Array, ...]
+    inputs: tuple[tuple[jax.Array, pl.BlockSpec], ...]
+    outputs: tuple[tuple[jax.ShapeDtypeStruct, pl.BlockSpec], ...]
+    scratch: tuple[tuple[int, ...], ...]  # float32
+    products: int  # matrix products of a block
+    plan: _Plan
 
-    def prefix_block(b, h, i, j, first, length):
-        live = jnp.maximum((length[b] + bk - 1) // bk - 1, 0)
-        return 0 if plan.shared else b, h, jnp.minimum(j, live), 0
+    def run(self) -> Any:
+        plan = self.plan
+        # Kv heads may run beside each other; a shared prefix's gradient is a sum over the rest.
+        semantics: Any = ("parallel",) + ("arbitrary",) * (len(self.grid) - 1)
+        slots = self.inputs[3][0].shape[2]
+        pairs = plan.B * plan.K * plan.G * plan.T * (slots + plan.T // 2)
+        everything = [x for x, _ in (*self.inputs, *self.outputs)]
+        return pl.pallas_call(
+            self.kernel,
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=len(self.scalars),
+                grid=self.grid,
+                in_specs=[spec for _, spec in self.inputs],
+                out_specs=[spec for _, spec in self.outputs],
+                scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in self.scratch],
+            ),
+            out_shape=[shape for shape, _ in self.outputs],
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT
+            ),
+            # An upper bound: all causal blocks of unpacked rows.
+            cost_estimate=pl.CostEstimate(
+                flops=2 * self.products * pairs * plan.H,
+                transcendentals=pairs,
+                bytes_accessed=sum(x.size * x.dtype.itemsize for x in everything),
+            ),
+            interpret=plan.interpret,
+            name=self.kernel.func.__name__.strip("_"),
+        )(*self.scalars, *(x for x, _ in self.inputs))
 
-    return {
-        "q": pl.BlockSpec((1, 1, G, bq, H), lambda b, h, i, j, *_: (b, h, 0, i, 0)),
-        "row": pl.BlockSpec((1, 1, bk, H), row_block),
-        "prefix": pl.BlockSpec((1, 1, bk, H), prefix_block),
-        "start": pl.BlockSpec((1, 1, bq), lambda b, h, i, j, *_: (b, 0, i)),
-        "scalar": pl.BlockSpec((1, 1, G, bq), lambda b, h, i, j, *_: (b, h, 0, i)),
-    }
+
+def _chunk(length: int, block: int, bytes_per_key: int, budget: int) -> int:
+    """The largest whole number of blocks that divides `length` and fits the budget."""
+    blocks = length // block
+    fitting = [n for n in range(1, blocks + 1) if blocks % n == 0]
+    return block * max([n for n in fitting if n * block * bytes_per_key <= budget], default=1)
 
 
-def _call(kernel, plan, grid, in_specs, out_specs, out_shape, scratch, cost, sequential=1):
-    semantics: Any = ("parallel",) * (len(grid) - sequential) + ("arbitrary",) * sequential
-    return pl.pallas_call(
-        functools.partial(kernel, plan=plan),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
-            grid=grid,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+def forward_call(plan: _Plan, x: _Inputs) -> Call:
+    """The forward kernel: values [B, K, G, T, H] and log-sum-exp [B, K, G, T]."""
+    bq, G, H = plan.blocks.queries, plan.G, plan.H
+    per_key = 2 * 2 * H * plan.itemsize  # keys and values, double-buffered
+    slots = _chunk(x.prefix_k.shape[2], plan.blocks.prefix_keys, per_key, VMEM_OF_KEYS // 2)
+    keys = _chunk(plan.T, plan.blocks.row_keys, per_key, VMEM_OF_KEYS // 2)
+    prefix_chunks, row_chunks = x.prefix_k.shape[2] // slots, plan.T // keys
+
+    def row_chunk(h, b, i, c, first, length):
+        last = ((i + 1) * bq - 1) // keys
+        return b, h, jnp.clip(c - prefix_chunks, first[b, i] // keys, last), 0
+
+    def prefix_chunk(h, b, i, c, first, length):
+        live = jnp.maximum((length[b] + slots - 1) // slots - 1, 0)
+        return 0 if plan.shared else b, h, jnp.minimum(c, live), 0
+
+    query = pl.BlockSpec((1, 1, G, bq, H), lambda h, b, i, c, *_: (b, h, 0, i, 0))
+    row = pl.BlockSpec((1, 1, keys, H), row_chunk)
+    prefix = pl.BlockSpec((1, 1, slots, H), prefix_chunk)
+    start = pl.BlockSpec((1, 1, bq), lambda h, b, i, c, *_: (b, 0, i))
+    number = pl.BlockSpec((1, 1, G, bq), lambda h, b, i, c, *_: (b, h, 0, i))
+    return Call(
+        functools.partial(_forward_kernel, plan=plan, prefix_chunks=prefix_chunks),
+        (plan.K, plan.B, plan.query_blocks, prefix_chunks + row_chunks),
+        x.scalars,
+        (
+            (x.q, query),
+            (x.k, row),
+            (x.v, row),
+            (x.prefix_k, prefix),
+            (x.prefix_v, prefix),
+            (x.segment_start, start),
         ),
-        out_shape=out_shape,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT
+        (
+            (jax.ShapeDtypeStruct(x.q.shape, x.q.dtype), query),
+            (jax.ShapeDtypeStruct(x.q.shape[:-1], jnp.float32), number),
         ),
-        cost_estimate=cost,
-        interpret=plan.interpret,
-        name=kernel.__name__.strip("_"),
+        ((1, plan.folded), (1, plan.folded), (H, plan.folded)),
+        2,
+        plan,
     )
 
 
-def _cost(plan: _Plan, products: int, arrays: tuple[jax.Array, ...]) -> pl.CostEstimate:
-    """An upper bound: all causal blocks of unpacked rows are visited."""
-    pairs = plan.B * plan.K * plan.G * plan.T * (plan.P + plan.T // 2)
-    moved = sum(x.size * x.dtype.itemsize for x in arrays)
-    return pl.CostEstimate(
-        flops=2 * products * pairs * plan.H, transcendentals=pairs, bytes_accessed=moved
-    )
+def backward_calls(
+    plan: _Plan, x: _Inputs, d_out: Any, lse: Any, delta: Any
+) -> list[tuple[tuple[str, ...], Call]]:
+    """The backward kernel, for as many chunks of keys as VMEM asks for: one for usual sizes.
+
+    Each call gives dq [B, K, G, T, H], whose sum is wanted, and the gradients of its chunks of the
+    row's keys and values and of the prefix's; which of these it has is said beside it.
+    """
+    bq, G, H, P = plan.blocks.queries, plan.G, plan.H, x.prefix_k.shape[2]
+    # Double-buffered keys and values, and their gradients: of the row in float32 and as handed
+    # out, of the prefix in float32, double-buffered.
+    per_slot = 2 * H * (2 * plan.itemsize + 2 * 4)
+    per_key = 2 * H * (2 * plan.itemsize + 4 + 2 * plan.itemsize)
+    together = P * per_slot + plan.T * per_key <= VMEM_OF_KEYS
+    budget = VMEM_OF_KEYS // 2
+    slots = P if together else _chunk(P, plan.blocks.prefix_keys, per_slot, budget)
+    keys = plan.T if together else _chunk(plan.T, plan.blocks.row_keys, per_key, budget)
+    dq_dtype = x.q.dtype if together else jnp.float32
+    query = pl.BlockSpec((1, 1, G, bq, H), lambda h, b, i, *_: (b, h, 0, i, 0))
+    number = pl.BlockSpec((1, 1, G, bq), lambda h, b, i, *_: (b, h, 0, i))
+    start = pl.BlockSpec((1, 1, bq), lambda h, b, i, *_: (b, 0, i))
+
+    def call(prefix_chunk: int | None, row_chunk: int | None) -> Call:
+        def shape(x: jax.Array, size: int, dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((*x.shape[:2], size, H), dtype)
+
+        def of_row(h, b, i, *_):
+            return b, h, row_chunk or 0, 0
+
+        def of_prefix(h, b, i, *_):
+            return 0 if plan.shared else b, h, prefix_chunk or 0, 0
+
+        def out(index):  # a chunk's gradients are an array of their own
+            return lambda *a: (*index(*a)[:2], 0, 0)
+
+        row, row_out = (pl.BlockSpec((1, 1, keys, H), f) for f in (of_row, out(of_row)))
+        prefix, prefix_out = (
+            pl.BlockSpec((1, 1, slots, H), f) for f in (of_prefix, out(of_prefix))
+        )
+        d_slots = shape(x.prefix_k, slots, jnp.float32)
+        d_keys = shape(x.k, keys, x.k.dtype)
+        kernel = functools.partial(
+            _backward_kernel,
+            plan=plan,
+            prefix_chunk=None if prefix_chunk is None else prefix_chunk * slots,
+            row_chunk=None if row_chunk is None else row_chunk * keys,
+        )
+        return Call(
+            kernel,
+            (plan.K, plan.B, plan.query_blocks),
+            x.scalars,
+            (
+                (x.q, query),
+                (x.k, row),
+                (x.v, row),
+                (x.prefix_k, prefix),
+                (x.prefix_v, prefix),
+                (x.segment_start, start),
+                (d_out, query),
+                (lse, number),
+                (delta, number),
+            ),
+            (
+                (jax.ShapeDtypeStruct(x.q.shape, dq_dtype), query),
+                (d_keys, row_out),
+                (d_keys, row_out),
+                (d_slots, prefix_out),
+                (d_slots, prefix_out),
+            ),
+            ((plan.folded, H), (keys, H), (keys, H)),
+            5,
+            plan,
+        )
+
+    prefix_chunks, row_chunks = range(P // slots), range(plan.T // keys)
+    if together:
+        return [(("prefix", "row"), call(0, 0))]
+    of_prefix = [(("prefix",), call(c, None)) for c in prefix_chunks]
+    return of_prefix + [(("row",), call(None, r)) for r in row_chunks]
+
+
+# ---- what `attention.api` calls
 
 
 def pallas_forward(
@@ -392,35 +510,14 @@ def pallas_forward(
     plan, x = _prepare(
         q, k, v, prefix_k, prefix_v, segment_start, prefix_length, scale, blocks, interpret
     )
-    specs = _specs_by_query(plan)
-    folded = plan.folded
-    lse_shape = (plan.B, plan.K, plan.G, plan.T)
-    arrays = (x.q, x.k, x.v, x.prefix_k, x.prefix_v)
-    names = ("q", "row", "row", "prefix", "prefix", "start")
-    visit = plan.prefix_blocks + plan.row_blocks
-    out, lse = _call(
-        _forward_kernel,
-        plan,
-        (plan.B, plan.K, plan.query_blocks, visit),
-        [specs[name] for name in names],
-        [specs["q"], specs["scalar"]],
-        [
-            jax.ShapeDtypeStruct(x.q.shape, q.dtype),
-            jax.ShapeDtypeStruct(lse_shape, jnp.float32),
-        ],
-        [(1, folded), (1, folded), (plan.H, folded)],
-        _cost(plan, 2, (*arrays, x.q)),
-    )(*x.scalars, *arrays, x.segment_start)
-    return _tokens_first(out, q.shape), _lse_out(lse, q.shape)
+    out, lse = forward_call(plan, x).run()
+    B, T, N, _ = q.shape
+    return _tokens_first(out, q.shape), lse.transpose(0, 3, 1, 2)[:, :T].reshape(B, T, N)
 
 
 def _tokens_first(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """[B, K, G, T, H], padded, as [B, T, N, H]."""
     return x.transpose(0, 3, 1, 2, 4)[:, : shape[1]].reshape(shape)
-
-
-def _lse_out(lse: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return lse.transpose(0, 3, 1, 2)[:, : shape[1]].reshape(shape[:3])
 
 
 def pallas_backward(
@@ -450,75 +547,31 @@ def pallas_backward(
         q, k, v, prefix_k, prefix_v, segment_start, prefix_length, scale, blocks, interpret
     )
     B, K, G, T, H = plan.B, plan.K, plan.G, plan.T, plan.H
-    bq, bk, folded = plan.blocks.queries, plan.blocks.keys, plan.folded
 
     def per_query(x: jax.Array) -> jax.Array:
         return _pad(x.reshape(B, -1, K, G).transpose(0, 2, 3, 1), 3, T)
 
     d_folded = d_out.reshape(B, -1, K, G, H).transpose(0, 2, 3, 1, 4)
     d_folded = _pad(d_folded.astype(q.dtype), 3, T)
-    saved = (d_folded, per_query(lse), per_query(delta))
-    arrays = (x.q, x.k, x.v, x.prefix_k, x.prefix_v)
+    found = [
+        (parts, call.run())
+        for parts, call in backward_calls(plan, x, d_folded, per_query(lse), per_query(delta))
+    ]
 
-    # ---- dq
-    specs = _specs_by_query(plan)
-    names = ("q", "row", "row", "prefix", "prefix", "start", "q", "scalar", "scalar")
-    dq = _call(
-        _dq_kernel,
-        plan,
-        (B, K, plan.query_blocks, plan.prefix_blocks + plan.row_blocks),
-        [specs[name] for name in names],
-        specs["q"],
-        jax.ShapeDtypeStruct(x.q.shape, q.dtype),
-        [(folded, H)],
-        _cost(plan, 3, (*arrays, *saved, x.q)),
-    )(*x.scalars, *arrays, x.segment_start, *saved)
+    def joined(part: str, output: int) -> jax.Array:
+        return jnp.concatenate([d[output] for parts, d in found if part in parts], axis=2)
 
-    # ---- dk, dv of the row; query blocks before the keys are not moved
-    def query_block(b, h, r, i, *_):
-        return b, h, 0, jnp.maximum(i, r * bk // bq), 0
+    dq = functools.reduce(jnp.add, (d[0] for _, d in found))
+    dk, dv, dpk, dpv = joined("row", 1), joined("row", 2), joined("prefix", 3), joined("prefix", 4)
 
-    query = pl.BlockSpec((1, 1, G, bq, H), query_block)
-    number = pl.BlockSpec((1, 1, G, bq), lambda *a: query_block(*a)[:4])
-    start = pl.BlockSpec((1, 1, bq), lambda *a: (a[0], 0, query_block(*a)[3]))
-    own = pl.BlockSpec((1, 1, bk, H), lambda b, h, r, i, *_: (b, h, r, 0))
-    dk, dv = _call(
-        _row_kv_kernel,
-        plan,
-        (B, K, plan.row_blocks, plan.query_blocks),
-        [query, own, own, start, query, number, number],
-        [own, own],
-        [jax.ShapeDtypeStruct(x.k.shape, k.dtype), jax.ShapeDtypeStruct(x.v.shape, v.dtype)],
-        [(bk, H), (bk, H)],
-        _cost(plan, 4, (x.q, x.k, x.v, *saved, x.k, x.v)),
-    )(*x.scalars, x.q, x.k, x.v, x.segment_start, *saved)
+    def tokens_first(x: jax.Array, length: int) -> jax.Array:
+        return jnp.moveaxis(x[:, :, :length], 1, 2)
 
-    def rows_out(x: jax.Array, like: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x[:, :, : like.shape[1]], 1, 2)
-
-    gradients = (_tokens_first(dq, q.shape), rows_out(dk, k), rows_out(dv, v))
-    if not prefix_k.shape[-3]:
-        return *gradients, *[jnp.zeros(prefix_k.shape, jnp.float32)] * 2
-
-    # ---- dk, dv of the prefix, summed over the rows that share it
-    query = pl.BlockSpec((1, 1, G, bq, H), lambda h, p, b, i, *_: (b, h, 0, i, 0))
-    number = pl.BlockSpec((1, 1, G, bq), lambda h, p, b, i, *_: (b, h, 0, i))
-    slots = pl.BlockSpec((1, 1, bk, H), lambda h, p, b, i, *_: (0 if plan.shared else b, h, p, 0))
-    shape = jax.ShapeDtypeStruct(x.prefix_k.shape, jnp.float32)
-    d_prefix = _call(
-        _prefix_kv_kernel,
-        plan,
-        (K, plan.prefix_blocks, B, plan.query_blocks),
-        [query, slots, slots, query, number, number],
-        [slots, slots],
-        [shape, shape],
-        [(bk, H), (bk, H)],
-        _cost(plan, 4, (x.q, x.prefix_k, x.prefix_v, *saved)),
-        sequential=2,
-    )(*x.scalars, x.q, x.prefix_k, x.prefix_v, *saved)
-
-    def slots_out(x: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(x[:, :, : prefix_k.shape[-3]], 1, 2)
-        return x[0] if plan.shared else x
-
-    return *gradients, *map(slots_out, d_prefix)
+    slots = prefix_k.shape[-3]
+    d_prefix = [tokens_first(x, slots) for x in (dpk, dpv)]
+    return (
+        _tokens_first(dq, q.shape),
+        tokens_first(dk, k.shape[1]),
+        tokens_first(dv, v.shape[1]),
+        *(x[0] if plan.shared else x for x in d_prefix),
+    )

@@ -135,7 +135,7 @@ def test_each_row_has_its_own_number_of_live_slots(rng, implementation):
 
 def test_blocks_of_every_kind_are_visited_or_skipped(rng):
     """Kernel blocks smaller than segments and prefix: skipped blocks change nothing."""
-    blocks = pallas_tpu.Blocks(queries=128, keys=128)
+    blocks = pallas_tpu.Blocks(queries=128, row_keys=128, prefix_keys=128)
     case = make_case(rng, B=2, T=500, N=4, K=2, H=8, slots=300)
     arrays = [jnp.asarray(x) for x in case.values()] + [jnp.asarray(290)]
     d_out = jnp.asarray(rng.normal(size=case["q"].shape).astype(np.float32))

@@ -1,9 +1,10 @@
-# Two commands for a machine that has Python 3.11 or newer and make: `make demo` and `make test`.
+# For a machine that has Python 3.11 or newer and make: `make demo`, `make test`, and `make test-full`
+# with the whole grids (about an hour on two cores).
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-full lint format clean
 
 demo: .venv/installed-demo
 	$(BIN)/cartridges demo --out=demo
@@ -11,6 +12,8 @@ demo: .venv/installed-demo
 test: .venv/installed-test lint
 	$(BIN)/python -m pytest
 
+test-full: .venv/installed-test lint
+	$(BIN)/python -m pytest -m ""
 
 lint: .venv/installed-test
 	$(BIN)/ruff format --check .

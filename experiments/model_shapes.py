@@ -42,14 +42,16 @@ LLAMA_3_2_3B = _llama3(
 )  # fmt: skip
 LLAMA_3_1_8B = _llama3(4096, 14_336, 32, 32, rope_scaling=_LLAMA3_ROPE | {"factor": 8.0})
 LLAMA_3_1_70B = _llama3(8192, 28_672, 80, 64, rope_scaling=_LLAMA3_ROPE | {"factor": 8.0})
-QWEN3_32B = parse_config(
-    {
+
+
+def _qwen3(width: int, mlp: int, layers: int, heads: int, **more: Any) -> ModelConfig:
+    shape = {
         "architectures": ["Qwen3ForCausalLM"],
         "vocab_size": 151_936,
-        "hidden_size": 5120,
-        "intermediate_size": 25_600,
-        "num_hidden_layers": 64,
-        "num_attention_heads": 64,
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
         "num_key_value_heads": 8,
         "head_dim": 128,
         "rms_norm_eps": 1e-6,
@@ -58,4 +60,8 @@ QWEN3_32B = parse_config(
         "bos_token_id": 151_643,
         "eos_token_id": 151_645,
     }
-)
+    return parse_config(shape | more)
+
+
+QWEN3_4B = _qwen3(2560, 9728, 36, 32, tie_word_embeddings=True)
+QWEN3_32B = _qwen3(5120, 25_600, 64, 64)

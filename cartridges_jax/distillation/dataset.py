@@ -8,7 +8,7 @@ resumes exactly.
 
 import dataclasses
 import os
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -50,8 +50,28 @@ class _Fits(grain.transforms.Filter):
         )
 
 
-def packed_data(shards: ShardSet, shape: RowShape, rows: int, seed: int) -> PackedData:
-    """Opens the targets of one corpus as batches of `rows` packed rows, without end.
+def _hard_record(record: bytes) -> dict[str, np.ndarray]:
+    return targets_file.as_hard_labels(targets_file.decode_record(record))
+
+
+_DECODE = {"teacher": targets_file.decode_record, "tokens": _hard_record}
+
+
+def packed_data(
+    shards: ShardSet,
+    shape: RowShape,
+    rows: int,
+    seed: int,
+    labels: Literal["teacher", "tokens"] = "teacher",
+) -> PackedData:
+    """Opens the targets of one corpus as batches of packed rows, without end.
+
+    Args:
+      shards: targets.
+      shape: of a row.
+      rows: in a batch.
+      seed: of the order.
+      labels: what the teacher said, or the conversations' own next tokens.
 
     Raises:
       InputError: if no conversation fits a row, or a shard is missing or damaged.
@@ -78,7 +98,7 @@ def packed_data(shards: ShardSet, shape: RowShape, rows: int, seed: int) -> Pack
         grain.MapDataset.source(source)
         .shuffle(seed=seed)
         .repeat()
-        .map(targets_file.decode_record)
+        .map(_DECODE[labels])
         .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64))
         .filter(_Fits(shape))
     )

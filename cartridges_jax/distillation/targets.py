@@ -12,6 +12,7 @@ import functools
 import os
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ from cartridges_jax.sharding import DATA, TOKENS_BT, place
 from cartridges_jax.shards import ShardSet
 
 SHARDS = "targets"
+LossOn = Literal["answers", "all"]
 TOP_J = 20  # entries kept of each distribution, as in the paper
 ROW_STEP = 32  # rows are padded up to a multiple of this many tokens
 BATCH_STEP = 16  # rows scored together
@@ -83,8 +85,22 @@ def decode_record(record: bytes) -> dict[str, np.ndarray]:
     return safetensors.numpy.load(record)
 
 
-def score_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSet:
+def as_hard_labels(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The record with the row's own next tokens, each sure, in place of what the teacher said."""
+    next_ids = row["token_ids"][row["target_index"] + 1][:, None]
+    return row | {"top_ids": next_ids, "top_logprobs": np.zeros(next_ids.shape, np.float32)}
+
+
+def score_targets(
+    model: LanguageModel, data: str | os.PathLike[str], loss_on: LossOn = "answers"
+) -> ShardSet:
     """Scores every conversation of folder `data` that has no targets yet.
+
+    Args:
+      model: the teacher.
+      data: folder with conversations.
+      loss_on: positions to keep: those whose next token belongs to an answer or closes it, or all
+        of the conversation (as in the paper's runs).
 
     Raises:
       InputError: if there are no conversations, or targets of another model.
@@ -95,6 +111,7 @@ def score_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSe
         "conversations": digest(conversations.inputs),
         "model": model.fingerprint,
         "top_j": TOP_J,
+        "loss_on": loss_on,
     }
     targets = ShardSet.open(folder, SHARDS, inputs)
     bar = progress(conversations.num_records, "score", "conv", targets.num_records)
@@ -102,7 +119,7 @@ def score_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSe
         source = conversations.shards[index]["sha256"]
         if targets.shards.get(index, {}).get("source") == source:
             continue
-        records = _score_unit(model, load_conversations(conversations, index))
+        records = _score_unit(model, load_conversations(conversations, index), loss_on)
         lengths = [len(decode_record(r)["token_ids"]) for r in records]
         counts = [len(decode_record(r)["target_index"]) for r in records]
         targets.write(
@@ -114,7 +131,9 @@ def score_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSe
     return targets
 
 
-def _score_unit(model: LanguageModel, found: Sequence[Conversation]) -> list[bytes]:
+def _score_unit(
+    model: LanguageModel, found: Sequence[Conversation], loss_on: LossOn
+) -> list[bytes]:
     if not found:
         return []
     chunk = found[0].chunk
@@ -123,12 +142,12 @@ def _score_unit(model: LanguageModel, found: Sequence[Conversation]) -> list[byt
     records = []
     step = BATCH_STEP * model.mesh.shape[DATA]
     for start in range(0, len(suffixes), step):
-        records += _score_rows(model, prefix, suffixes[start : start + step], step)
+        records += _score_rows(model, prefix, suffixes[start : start + step], step, loss_on)
     return records
 
 
 def _score_rows(
-    model: LanguageModel, prefix: Prefix, suffixes: Sequence[Suffix], rows: int
+    model: LanguageModel, prefix: Prefix, suffixes: Sequence[Suffix], rows: int, loss_on: LossOn
 ) -> list[bytes]:
     width = -(-max(len(s.token_ids) for s in suffixes) // ROW_STEP) * ROW_STEP
     tokens = np.zeros((rows, width), np.int32)
@@ -140,7 +159,8 @@ def _score_rows(
         ids, values = map(np.asarray, _score(model.transformer, prefix, placed, top=top))
     records = []
     for i, suffix in enumerate(suffixes):
-        index = np.flatnonzero(suffix.is_answer[1:])  # positions whose next token is an answer's
+        wanted = suffix.is_answer[1:] | (loss_on == "all")  # of the token after each position
+        index = np.flatnonzero(wanted)
         records.append(encode_record(suffix.token_ids, index, ids[i, index], values[i, index]))
     return records
 

@@ -32,7 +32,8 @@ from cartridges_jax.corpus import Document
 from cartridges_jax.distillation import targets as targets_file
 from cartridges_jax.distillation.checkpoint import TrainingCheckpoints
 from cartridges_jax.distillation.dataset import RowShape, packed_data
-from cartridges_jax.distillation.loss import LossSums, Targets, distillation_loss
+from cartridges_jax.distillation.loss import LossSums, Targets, TopJ, distillation_loss
+from cartridges_jax.distillation.targets import LossOn
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import MetricsLog, progress
@@ -62,7 +63,22 @@ class TrainConfig:
     rows_per_step: int = setting(4, "Packed rows of a step.", above=0)
     row_length: int = setting(512, "Tokens of a packed row; 2048 for large models.", above=0)
     targets_per_row: int = setting(
-        0, "Places for targets in a row; 0 means half of row_length.", at_least=0
+        0,
+        "Places for targets in a row; 0 means half of row_length, or all with --loss_on=all.",
+        at_least=0,
+    )
+    loss: TopJ = setting(
+        "top_j",
+        "What of the teacher's top 20 counts: top_j as they are, renormalised to 1, or tail with "
+        "the rest of the vocabulary as one more outcome.",
+    )
+    labels: Literal["teacher", "tokens"] = setting(
+        "teacher",
+        "Learn the teacher's distribution, or only the tokens of the conversation (next-token "
+        "baseline).",
+    )
+    loss_on: LossOn = setting(
+        "answers", "Positions with targets: the answers' tokens, or all tokens of a conversation."
     )
     learning_rate: float = setting(5e-2, "Peak learning rate of Adam.", above=0)
     final_rate_share: float = setting(
@@ -78,7 +94,8 @@ class TrainConfig:
     seed: int = setting(0, "Seed of the order of the data and of random initialisers.", at_least=0)
 
     def row_shape(self) -> RowShape:
-        return RowShape(self.row_length, self.targets_per_row or self.row_length // 2)
+        usual = self.row_length if self.loss_on == "all" else self.row_length // 2
+        return RowShape(self.row_length, self.targets_per_row or usual)
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
@@ -101,23 +118,28 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     )
 
 
-def prefix_loss(prefix: Prefix, base: Transformer, batch: dict[str, jax.Array]) -> LossSums:
+def prefix_loss(
+    prefix: Prefix, base: Transformer, batch: dict[str, jax.Array], kind: TopJ = "top_j"
+) -> LossSums:
     """The loss sums of packed rows (see `dataset.packed_row`) read after a prefix.
 
     Args:
       prefix: in the base's dtype.
       base: the frozen model.
       batch: arrays [B, T], [B, M] and [B, M, J].
+      kind: see `distillation_loss`.
     """
     positions = batch["positions"] + prefix.next_position
     hidden, _ = base(batch["token_ids"], positions, batch["segment_start"], prefix=prefix)
     targets = Targets(
         batch["target_index"], batch["top_ids"], batch["top_logprobs"], batch["target_weight"]
     )
-    return distillation_loss(base, hidden, targets)
+    return distillation_loss(base, hidden, targets, kind)
 
 
-def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Any:
+def make_train_step(
+    graphdef: Any, optimizer: optax.GradientTransformation, kind: TopJ = "top_j"
+) -> Any:
     """Returns the jitted step: trainable, opt_state, frozen, base, batch to new state and means."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -125,7 +147,7 @@ def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation) -> A
         def mean_loss(trainable):
             cartridge = nnx.merge(graphdef, trainable, frozen)
             prefix = cartridge.prefix(base.dtype)  # the cast is differentiated
-            sums = prefix_loss(prefix, base, batch)
+            sums = prefix_loss(prefix, base, batch, kind)
             return sums.loss / sums.count, sums  # packed rows always hold targets
 
         grads, sums = jax.grad(mean_loss, has_aux=True)(trainable)
@@ -188,8 +210,10 @@ def train(
     config = config or TrainConfig()
     _check(config, model)
     folder = files.output_folder(out)
-    shards = _open_targets(model, documents, data)
-    packed = packed_data(shards, config.row_shape(), config.rows_per_step, config.seed)
+    shards = _open_targets(model, documents, data, config.loss_on)
+    packed = packed_data(
+        shards, config.row_shape(), config.rows_per_step, config.seed, config.labels
+    )
     if config.num_slots + packed.longest > model.config.window:
         raise InputError(
             f"{config.num_slots} slots and a conversation of {packed.longest} tokens exceed the "
@@ -208,7 +232,7 @@ def train(
         cartridge = initialize_cartridge(model, documents, config)
         graphdef, trainable, frozen = nnx.split(cartridge, TrainableSlot, FrozenSlot)
         opt_state = optimizer.init(trainable)
-    train_step = make_train_step(graphdef, optimizer)
+    train_step = make_train_step(graphdef, optimizer, config.loss)
     iterator = iter(packed.batches)
     step, best, made = 0, {"step": 0, "score": None}, {}
     best_slots = jax.tree.map(jnp.copy, trainable)
@@ -301,7 +325,10 @@ def cartridge_path(folder: str | os.PathLike[str]) -> epath.Path:
 
 
 def _open_targets(
-    model: LanguageModel, documents: Sequence[Document], data: str | os.PathLike[str]
+    model: LanguageModel,
+    documents: Sequence[Document],
+    data: str | os.PathLike[str],
+    loss_on: LossOn,
 ) -> ShardSet:
     """Opens the targets in `data`, scoring conversations that have none yet.
 
@@ -315,7 +342,7 @@ def _open_targets(
         difference = first_difference(studied, given, "corpus")
         if difference:
             raise InputError(f"the conversations in {folder} are about other text: {difference}")
-        return targets_file.score_targets(model, folder)
+        return targets_file.score_targets(model, folder, loss_on)
     targets = ShardSet.read(folder, targets_file.SHARDS)
     difference = first_difference(targets.inputs.get("model"), model.fingerprint, "model")
     if difference:

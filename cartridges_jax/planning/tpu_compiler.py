@@ -14,10 +14,13 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.experimental import topologies
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cartridges_jax.attention import attention
 from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
+from cartridges_jax.distillation.loss import Targets, distillation_loss
 from cartridges_jax.distillation.targets import TOP_J
 from cartridges_jax.distillation.train import TrainConfig, make_optimizer, make_train_step
 from cartridges_jax.models import int8
@@ -45,14 +48,15 @@ class Compiled:
 
 
 def slice_mesh(topology: str, data: int, model: int) -> Mesh:
-    """Returns a (data, model) mesh over a TPU slice such as "v5e:4x4".
+    """Returns a (data, model) mesh over the first chips of a TPU slice such as "v5e:4x4".
 
     Raises:
       RuntimeError: from libtpu, if it is not installed or does not know the topology.
     """
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     axes = (AxisType.Explicit, AxisType.Explicit)
-    return Mesh(np.array(devices).reshape(data, model), (DATA, MODEL), axis_types=axes)
+    used = np.array(devices[: data * model]).reshape(data, model)
+    return Mesh(used, (DATA, MODEL), axis_types=axes)
 
 
 def _shape(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
@@ -92,6 +96,48 @@ def _compile(jitted: Any, *args: Any, **static: Any) -> Compiled:
         seconds,
         compiled.as_text(),
     )
+
+
+def compile_attention(
+    mesh: Mesh,
+    *,
+    rows: int,
+    num_tokens: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    num_slots: int,
+    implementation: Any = "pallas",
+    dtype: Any = jnp.bfloat16,
+) -> Compiled:
+    """Compiles attention alone, forward and backward, of rows behind a prefix they share.
+
+    Arguments and results have the layouts that the compiler likes best, as between the projections
+    of a model; otherwise the copies into them would be counted here.
+    """
+
+    def passes(q, k, v, prefix_k, prefix_v, d_out, segment_start):
+        def forward(q, k, v, *prefix):
+            return attention(
+                q, k, v, prefix=prefix, segment_start=segment_start, scale=head_dim**-0.5,
+                implementation=implementation,
+            )  # fmt: skip
+
+        out, pull = jax.vjp(forward, q, k, v, prefix_k, prefix_v)
+        return out, *pull(d_out)
+
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        heads = head_axis(num_kv_heads)
+        queries, keys = (
+            _shape(mesh, (rows, num_tokens, n, head_dim), dtype, DATA, None, heads)
+            for n in (num_heads, num_kv_heads)
+        )
+        slots = _shape(mesh, (num_slots, num_kv_heads, head_dim), dtype, None, heads)
+        start = _shape(mesh, (rows, num_tokens), jnp.int32, *TOKENS_BT)
+        arrays = (queries, keys, keys, slots, slots, queries, start)
+        free = [Format(Layout.AUTO, x.sharding) for x in arrays]
+        jitted = jax.jit(passes, in_shardings=free, out_shardings=Format(Layout.AUTO))
+        return _compile(jitted, *arrays)
 
 
 def compile_prefill(
@@ -195,3 +241,33 @@ def compile_train_step(
         state = jax.tree.map(place, (trainable, moments, frozen))
         step = make_train_step(graphdef, optimizer)
         return _compile(step, *state, abstract_model(config, mesh, dtype), batch)
+
+
+def compile_loss(
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    rows: int,
+    row_length: int,
+    targets_per_row: int,
+    loss: Any = distillation_loss,
+    dtype: Any = jnp.bfloat16,
+) -> Compiled:
+    """Compiles the loss with its gradient of the hidden states, the LM head being an argument.
+
+    `loss` has the signature of `distillation_loss`.
+    """
+
+    def passes(model, hidden, targets):
+        return jax.value_and_grad(lambda h: loss(model, h, targets).loss)(hidden)
+
+    B, T, M, D = rows, row_length, targets_per_row, config.hidden_size
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        targets = Targets(
+            _shape(mesh, (B, M), jnp.int32, DATA),
+            _shape(mesh, (B, M, TOP_J), jnp.int32, DATA),
+            _shape(mesh, (B, M, TOP_J), jnp.float32, DATA),
+            _shape(mesh, (B, M), jnp.float32, DATA),
+        )
+        hidden = _shape(mesh, (B, T, D), dtype, DATA)
+        return _compile(jax.jit(passes), abstract_model(config, mesh, dtype), hidden, targets)

@@ -8,12 +8,12 @@ from jax.sharding import PartitionSpec as P
 
 from cartridges_jax.distillation import targets as targets_file
 from cartridges_jax.distillation.dataset import RowShape, packed_data
-from cartridges_jax.distillation.loss import Targets, distillation_loss
+from cartridges_jax.distillation.loss import Targets, distillation_loss, full_teacher_loss
 from cartridges_jax.distillation.targets import encode_record
 from cartridges_jax.distillation.train import prefix_loss
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.int8 import quantize
-from cartridges_jax.sharding import ACT_BTD, DATA, TOKENS_BT, place
+from cartridges_jax.sharding import DATA, place
 from cartridges_jax.shards import ShardSet
 from tests.conftest import MESHES, make_tiny_model
 
@@ -66,52 +66,121 @@ def batch_of(rows):
     return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("quantized", [False, True])
-def test_loss_and_gradient_equal_their_definition(rng, mesh, quantized):
+def rest_of(p):
+    return jnp.clip(1 - p.sum(-1), 1e-30, 1.0)
+
+
+def top_j(kind, logits, ids, t):
+    """Loss and the teacher's entropy term of each position, from whole logits."""
+    logq = jnp.take_along_axis(jax.nn.log_softmax(logits), ids, -1)
+    if kind == "renormalised":
+        t = t - jax.nn.logsumexp(t, axis=-1, keepdims=True)
+    p = jnp.exp(t)
+    loss, known = -(p * logq).sum(-1), (p * t).sum(-1)
+    if kind == "tail":
+        loss -= rest_of(p) * jnp.log(rest_of(jnp.exp(logq)))
+        known += rest_of(p) * jnp.log(rest_of(p))
+    return loss, known
+
+
+def full_teacher(kind, logits, teacher, temperature):
+    p, q = (jax.nn.softmax(x / temperature) for x in (teacher, logits))
+
+    def kl(a, b):
+        return (a * (jnp.log(a) - jnp.log(b))).sum(-1)
+
+    match kind:
+        case "forward_kl":
+            value = kl(p, q)
+        case "reverse_kl":
+            value = kl(q, p)
+        case "jensen_shannon":
+            value = (kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2
+    return value * temperature**2
+
+
+def model_with_head(mesh, quantized):
+    """A tiny model, and its LM head as the definition takes it."""
     model = make_tiny_model(*mesh)
+    head = model.transformer.lm_head
     if quantized:
         with jax.set_mesh(model.mesh):
-            quantize(model.transformer.lm_head)
-    V, D = model.config.vocab_size, model.config.hidden_size
-    B, T, M = 4, 90, 70
-    hidden = rng.normal(size=(B, T, D)).astype(np.float32)
-    index = rng.integers(0, T, (B, M)).astype(np.int32)
-    ids = rng.integers(0, V, (B, M, J)).astype(np.int32)
-    t = -rng.random((B, M, J)).astype(np.float32) * 4
-    weight = (rng.random((B, M)) < 0.7).astype(np.float32)
-    with jax.set_mesh(model.mesh):
-        put = [
-            place(model.mesh, x, s)
-            for x, s in ((index, TOKENS_BT), (ids, P(DATA)), (t, P(DATA)), (weight, TOKENS_BT))
-        ]
-        h = place(model.mesh, hidden, ACT_BTD)
-        got = jax.jit(lambda m, h, *a: distillation_loss(m, h, Targets(*a)))(
-            model.transformer, h, *put
-        )
-        by_sums = jax.jit(
-            jax.jacrev(lambda h, *a: distillation_loss(model.transformer, h, Targets(*a)))
-        )(h, *put)
-    head = np.asarray(model.transformer.lm_head.weight[...], np.float64)
-    if quantized:
-        head = head * np.asarray(model.transformer.lm_head.scale[...])[:, None]
-    logits = np.take_along_axis(hidden, index[..., None], 1) @ head.T
-    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    picked = np.take_along_axis(logp, ids, -1)
-    loss = -(weight[..., None] * np.exp(t) * picked).sum()
-    kl = (weight[..., None] * np.exp(t) * (t - picked)).sum()
-    np.testing.assert_allclose([float(x) for x in got], [loss, kl, weight.sum()], rtol=2e-5)
+            quantize(head)
+    scale = np.asarray(head.scale[...])[:, None] if quantized else 1.0
+    return model, np.asarray(head.weight[...], np.float32) * scale
 
-    p = weight[..., None] * np.exp(t)
-    d_logits = np.exp(logp) * p.sum(-1, keepdims=True)
-    for b, m, j in np.ndindex(ids.shape):
-        d_logits[b, m, ids[b, m, j]] -= p[b, m, j]
-    d_hidden = np.zeros(hidden.shape)
-    for b, m in np.ndindex(index.shape):
-        d_hidden[b, index[b, m]] += d_logits[b, m] @ head
+
+def placed_on(model, *arrays):
+    return [place(model.mesh, x, P(DATA, *[None] * (x.ndim - 1))) for x in arrays]
+
+
+def random_hidden(rng, model, B=4, T=90, M=70):
+    hidden = rng.normal(size=(B, T, model.config.hidden_size)).astype(np.float32)
+    index = rng.integers(0, T, (B, M)).astype(np.int32)
+    weight = (rng.random((B, M)) < 0.7).astype(np.float32)
+    return hidden, index, weight
+
+
+def check(model, head, hidden, index, compute, define):
+    """Sums and gradients of `compute(hidden)` against `define(logits)`: the wanted sums."""
+
+    def defined(hidden):
+        picked = jnp.take_along_axis(hidden, index[..., None], 1)
+        return define(jnp.einsum("BMD,VD->BMV", picked, head))
+
+    want, want_gradient = defined(hidden), jax.grad(lambda h: defined(h)[0])(hidden)
+    with jax.set_mesh(model.mesh):
+        [h] = placed_on(model, hidden)
+        got = jax.jit(compute)(h)
+        by_sums = jax.jit(jax.jacrev(compute))(h)
+    np.testing.assert_allclose([float(x) for x in got], want, rtol=3e-5)
     for gradient in (by_sums.loss, by_sums.kl):
-        np.testing.assert_allclose(gradient, d_hidden, atol=2e-5)
+        np.testing.assert_allclose(gradient, want_gradient, atol=2e-5)
     assert not np.asarray(by_sums.count).any()
+
+
+@pytest.mark.parametrize("kind", ["top_j", "renormalised", "tail"])
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("quantized", [False, True])
+def test_loss_and_gradient_equal_their_definition(rng, kind, mesh, quantized):
+    model, head = model_with_head(mesh, quantized)
+    hidden, index, weight = random_hidden(rng, model)
+    ids = rng.random((*index.shape, model.config.vocab_size)).argsort(-1)[..., :J].astype(np.int32)
+    t = np.log(rng.dirichlet(np.ones(J + 1), index.shape)[..., :J]).astype(np.float32)
+    with jax.set_mesh(model.mesh):
+        targets = Targets(*placed_on(model, index, ids, t, weight))
+
+    def define(logits):
+        loss, known = top_j(kind, logits, ids, t)
+        return (weight * loss).sum(), (weight * (loss + known)).sum(), weight.sum()
+
+    def compute(h):
+        return distillation_loss(model.transformer, h, targets, kind)
+
+    check(model, head, hidden, index, compute, define)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
+@pytest.mark.parametrize(("mesh", "temperature"), [((1, 1), 1.0), ((2, 4), 2.5)])
+def test_divergence_from_a_full_teacher_equals_its_definition(rng, kind, mesh, temperature):
+    model, head = model_with_head(mesh, quantized=False)
+    hidden, index, weight = random_hidden(rng, model)
+    shape = (*index.shape, model.config.hidden_size)
+    teacher = rng.normal(size=shape).astype(np.float32) * 2
+    with jax.set_mesh(model.mesh):
+        said, where, w = placed_on(model, teacher, index, weight)
+
+    def define(logits):
+        value = full_teacher(kind, logits, jnp.einsum("BMD,VD->BMV", teacher, head), temperature)
+        total = (weight * value).sum()
+        return total, total, weight.sum()
+
+    def compute(h):
+        return full_teacher_loss(
+            model.transformer, h, said, where, w, kind=kind, temperature=temperature
+        )
+
+    check(model, head, hidden, index, compute, define)
 
 
 def alone_in_a_row(row, T=32):
@@ -240,3 +309,28 @@ def test_teacher_targets_are_those_of_the_whole_context(embedded, tmp_path):
         assert row["token_ids"][row["target_index"] + 1].tolist() == [
             *embedded.tokenizer.encode(answer), end,
         ]  # fmt: skip
+
+
+def test_targets_may_be_on_all_tokens_and_hard(embedded, tmp_path):
+    """With `loss_on="all"` every token after the first is predicted; hard labels are the row's."""
+    from cartridges_jax.evaluation.suites import held_out_document
+    from cartridges_jax.self_study.synthesize import SynthesisConfig, synthesize
+
+    document, _ = held_out_document("targets", 300)
+    config = SynthesisConfig(num_conversations=4, conversations_per_chunk=4)
+    synthesize(embedded, [document], tmp_path, config)
+    shards = targets_file.score_targets(embedded, tmp_path, "all")
+    for row in map(targets_file.decode_record, shards.records(0)):
+        n = len(row["token_ids"])
+        np.testing.assert_array_equal(row["target_index"], np.arange(n - 1))
+    with pytest.raises(InputError, match="loss_on"):
+        targets_file.score_targets(embedded, tmp_path, "answers")
+
+    batch = next(iter(packed_data(shards, RowShape(128, 128), 2, 0, "tokens").batches))
+    assert batch["top_ids"].shape == (2, 128, 1) and not batch["top_logprobs"].any()
+    for row in range(2):
+        real = batch["target_weight"][row] > 0
+        at = batch["target_index"][row, real]
+        np.testing.assert_array_equal(
+            batch["top_ids"][row, real, 0], batch["token_ids"][row, at + 1]
+        )

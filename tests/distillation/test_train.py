@@ -92,8 +92,12 @@ def test_frozen_slots_stay_and_the_others_move(tiny, tmp_path):
     assert trained.num_frozen == 2 and trained.provenance["model"] == tiny.identity
 
 
-def test_the_loss_falls(tiny, tmp_path):
-    run(tiny, tmp_path, "run", dataclasses.replace(CONFIG, num_steps=40))
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"loss": "tail", "loss_on": "all"}, {"loss": "renormalised", "labels": "tokens"}],
+)
+def test_the_loss_falls(tiny, tmp_path, options):
+    run(tiny, tmp_path, "run", dataclasses.replace(CONFIG, num_steps=40, **options))
     losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
 

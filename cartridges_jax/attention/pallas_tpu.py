@@ -110,7 +110,10 @@ class _Inputs:
     scalars: tuple[jax.Array, jax.Array]  # first key that a query block sees [B, T / bq], P's [B]
 
 
-def _prepare(q, k, v, prefix_k, prefix_v, segment_start, prefix_length, scale, blocks, interpret):
+def prepare(
+    q, k, v, prefix_k, prefix_v, segment_start, prefix_length, scale, blocks=None, interpret=False
+) -> tuple[_Plan, _Inputs]:
+    """What the calls below are made of; arguments as of `pallas_forward`."""
     B, T, N, H = q.shape
     K = k.shape[2]
     G = N // K
@@ -507,7 +510,7 @@ def pallas_forward(
 
     See `attention.api.attention`; here queries are the rows' own tokens. `blocks` are for tests.
     """
-    plan, x = _prepare(
+    plan, x = prepare(
         q, k, v, prefix_k, prefix_v, segment_start, prefix_length, scale, blocks, interpret
     )
     out, lse = forward_call(plan, x).run()
@@ -543,7 +546,7 @@ def pallas_backward(
       delta: sum over H of out * d_out, minus the gradient of lse.
       d_out: gradient of the attended values.
     """
-    plan, x = _prepare(
+    plan, x = prepare(
         q, k, v, prefix_k, prefix_v, segment_start, prefix_length, scale, blocks, interpret
     )
     B, K, G, T, H = plan.B, plan.K, plan.G, plan.T, plan.H

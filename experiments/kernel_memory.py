@@ -1,0 +1,169 @@
+"""Memory of attention, loss and a training step on TPU by its compiler; bytes the kernels move.
+
+    python -m experiments.kernel_memory
+
+No TPU and no weights are needed. Attention alone, forward and backward, at the shape of a trial (4
+rows of 2,048 tokens of Llama-3.1-8B behind 2,048 slots, one device); the loss alone and a whole
+training step of Llama-3.1-8B on a v5e slice of 4x4, with our kernels, with the reference attention
+and with full logits; bytes moved by both kernels at three shapes, counted from their grids. Some
+five minutes on two CPU cores. The result is committed as experiments/results/kernel_memory.json.
+"""
+
+import contextlib
+import functools
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from cartridges_jax.attention import attention, pallas_tpu
+from cartridges_jax.distillation.loss import LossSums, gather_positions
+from cartridges_jax.models.config import ModelConfig
+from cartridges_jax.planning import kernel_traffic
+from cartridges_jax.planning.tpu_compiler import (
+    Compiled,
+    compile_attention,
+    compile_loss,
+    compile_train_step,
+    slice_mesh,
+)
+from experiments.model_shapes import LLAMA_3_1_8B, LLAMA_3_2_3B, QWEN3_4B
+from experiments.record import write_result
+
+_OUT = flags.DEFINE_string("out", "experiments/results/kernel_memory.json", "Result file.")
+
+MIB = 2**20
+ROWS, TOKENS, SLOTS = 4, 2048, 2048
+STEP = {"rows": 8, "row_length": 2048}  # 16,384 tokens
+SHAPES = {"Llama-3.2-3B": LLAMA_3_2_3B, "Llama-3.1-8B": LLAMA_3_1_8B, "Qwen3-4B": QWEN3_4B}
+CHIPS = {  # published peaks of a chip: bfloat16 FLOP/s, bytes of HBM a second
+    "v5e": (197e12, 819e9),
+    "v6e": (918e12, 1640e9),
+    "v5p": (459e12, 2765e9),
+    "tpu7x": (2307e12, 7380e9),
+}
+
+
+def measured(what: dict[str, Any], compile_it: Any) -> dict[str, Any]:
+    try:
+        found: Compiled = compile_it()
+    except jax.errors.JaxRuntimeError as error:  # most often: out of memory
+        row = what | {"error": str(error).split("\n")[0][:200]}
+    else:
+        row = what | {
+            "temporary_mib": round(found.temporary_bytes / MIB, 1),
+            "hbm_mib": round(found.hbm_bytes / MIB, 1),
+            "compile_s": round(found.compile_s, 1),
+        }
+    print(row, flush=True)
+    return row
+
+
+def attention_rows() -> list[dict[str, Any]]:
+    c, rows = LLAMA_3_1_8B, []
+    for topology in ("v5e:2x2", "v6e:2x2", "v5p:2x2x1", "tpu7x:2x2x1"):
+        for implementation in ("pallas", "blocked", "reference"):
+            compile_it = functools.partial(
+                compile_attention, slice_mesh(topology, 1, 1), rows=ROWS, num_tokens=TOKENS,
+                num_heads=c.num_heads, num_kv_heads=c.num_kv_heads, head_dim=c.head_dim,
+                num_slots=SLOTS, implementation=implementation,
+            )  # fmt: skip
+            chip = topology.split(":")[0]
+            rows.append(measured({"chip": chip, "implementation": implementation}, compile_it))
+    return rows
+
+
+def full_logits_loss(model: Any, hidden: Any, targets: Any, kind: str = "top_j") -> LossSums:
+    """What `distillation_loss` computes, from the logits of all target positions at once."""
+    del kind
+    logq = jax.nn.log_softmax(model.logits(gather_positions(hidden, targets.index)))
+    p = jnp.exp(targets.top_logprobs) * targets.weight[..., None]
+    loss = jnp.zeros(())
+    for j in range(targets.top_ids.shape[-1]):
+        chosen = jnp.arange(logq.shape[-1]) == targets.top_ids[..., j, None]
+        loss -= jnp.sum(jnp.where(chosen, logq * p[..., j, None], 0.0))
+    return LossSums(loss, loss, jnp.sum(targets.weight))
+
+
+def step_rows() -> list[dict[str, Any]]:
+    """The loss alone, and whole training steps, of Llama-3.1-8B on 16 v5e chips."""
+    mesh = slice_mesh("v5e:4x4", data=4, model=4)
+    loss = functools.partial(
+        compile_loss, LLAMA_3_1_8B, mesh, **STEP, targets_per_row=STEP["row_length"] // 2
+    )
+    local_logits = STEP["rows"] // 4 * STEP["row_length"] * LLAMA_3_1_8B.vocab_size // 4 * 4
+    rows = [
+        measured({"program": "loss", "form": "in chunks", "local_logits_mib": local_logits / MIB},
+                 loss),
+        measured({"program": "loss", "form": "full logits"},
+                 functools.partial(loss, loss=full_logits_loss)),
+    ]  # fmt: skip
+    step = functools.partial(compile_train_step, LLAMA_3_1_8B, mesh, **STEP, num_slots=SLOTS)
+    reference = functools.partial(attention, implementation="reference")
+    blocked = functools.partial(attention, implementation="blocked")
+    forms = {
+        "our kernels": [],
+        "blocked attention": [("cartridges_jax.models.transformer.attention", blocked)],
+        "reference attention": [("cartridges_jax.models.transformer.attention", reference)],
+        "full logits": [("cartridges_jax.distillation.train.distillation_loss", full_logits_loss)],
+    }
+    for form, patches in forms.items():
+        with contextlib.ExitStack() as stack:
+            for name, other in patches:
+                stack.enter_context(mock.patch(name, other))
+            rows.append(measured({"program": "training step", "form": form}, step))
+    return rows
+
+
+def calls_of(config: ModelConfig) -> dict[str, list[pallas_tpu.Call]]:
+    """The kernels of a shape, on arrays of zeros."""
+    B, T, H = ROWS, TOKENS, config.head_dim
+    q = jnp.zeros((B, T, config.num_heads, H), jnp.bfloat16)
+    k = jnp.zeros((B, T, config.num_kv_heads, H), jnp.bfloat16)
+    slots = jnp.zeros((SLOTS, config.num_kv_heads, H), jnp.bfloat16)
+    start = jnp.zeros((B, T), jnp.int32)
+    plan, x = pallas_tpu.prepare(q, k, k, slots, slots, start, SLOTS, 1.0)
+    number = jnp.zeros(x.q.shape[:-1], jnp.float32)
+    backward = pallas_tpu.backward_calls(plan, x, x.q, number, number)
+    return {"forward": [pallas_tpu.forward_call(plan, x)], "backward": [c for _, c in backward]}
+
+
+def traffic_rows() -> list[dict[str, Any]]:
+    """Bytes between HBM and VMEM, beside reading every input once; and what bounds the kernels."""
+    rows = []
+    for name, config in SHAPES.items():
+        for direction, calls in calls_of(config).items():
+            once = sum(x.size * x.dtype.itemsize for x, _ in calls[0].inputs)
+            read = sum(map(kernel_traffic.bytes_read, calls))
+            written = sum(map(kernel_traffic.bytes_written, calls))
+            pairs = ROWS * config.num_heads * TOKENS * (SLOTS + (TOKENS + 1) / 2)
+            flops = sum(2 * call.products * pairs * config.head_dim for call in calls)
+            row = {
+                "model": name, "direction": direction,
+                "read_mib": round(read / MIB, 1), "written_mib": round(written / MIB, 1),
+                "read_once_mib": round(once / MIB, 1), "ratio": round(read / once, 3),
+                "visible_gflop": round(flops / 1e9),
+                "limit_ms": {
+                    chip: {"products": round(flops / peak * 1e3, 2),
+                           "memory": round((read + written) / hbm * 1e3, 2)}
+                    for chip, (peak, hbm) in CHIPS.items()
+                },
+            }  # fmt: skip
+            print(row, flush=True)
+            rows.append(row)
+    return rows
+
+
+def main(_) -> None:
+    result = {
+        "attention_shape": {"rows": ROWS, "tokens": TOKENS, "slots": SLOTS, "N": 32, "K": 8,
+                            "H": 128, "dtype": "bfloat16"},
+        "traffic": traffic_rows(), "attention": attention_rows(), "v5e_4x4": step_rows(),
+    }  # fmt: skip
+    write_result(_OUT.value, result)
+
+
+if __name__ == "__main__":
+    app.run(main)

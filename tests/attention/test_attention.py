@@ -210,8 +210,13 @@ def test_what_an_implementation_cannot_serve_is_refused_with_the_reason(rng, imp
         run(make_mesh(1, 1), case, implementation="pallas")
 
 
-def test_blocks_cover_the_row():
-    for T in (1, 127, 128, 129, 400):
-        blocks = blocked_module._blocks(T)
-        assert blocks[0][0] == 0 and blocks[-1][1] == T
-        assert all(a[1] == b[0] for a, b in itertools.pairwise(blocks))
+def test_windows_reach_the_first_segment_of_a_block():
+    for T in (1, 127, 128, 129, 400, 2048):
+        blocks = blocked_module._Blocks(T)
+        assert blocks.count * blocks.size >= T > (blocks.count - 1) * blocks.size
+        for block in range(blocks.count):
+            for start in range(0, (block + 1) * blocks.size, 37):
+                window = blocks.windows[
+                    int(blocks.which_window(block, jnp.asarray([start, 2**30])))
+                ]
+                assert (block + 1 - window) * blocks.size <= start

@@ -325,7 +325,13 @@ def entry_point() -> Any:
 
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.fspath(cache_folder() / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed at exit
+        status = 141  # as a shell says it of SIGPIPE
+    sys.exit(status)
 
 
 if __name__ == "__main__":

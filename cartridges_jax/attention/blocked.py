@@ -2,10 +2,11 @@
 
 One row at a time keeps the scores of a block in cache (CPU) or VMEM, so memory does not grow with
 B * T * S. A block of queries looks at a window of keys that ends with it and reaches back to the
-first segment it holds; windows have a few sizes (1, 2, 4, ... blocks), so that packed rows cost
-what their conversations do and few programs are compiled. The backward recomputes scores from the
-saved log-sum-exp. Plain XLA, so it compiles everywhere. Figures that chose this form are in
-WORKSPACE.md.
+first segment it holds; windows have a few sizes, so that packed rows cost what their conversations
+do and few programs are compiled. Inside, heads come first, a group's are folded into its queries,
+and scores are kept transposed, [K, keys, G * queries]: maxima and sums then run over rows of
+numbers, which a CPU does many at a time. The backward recomputes scores from the saved log-sum-exp.
+Plain XLA, so it compiles everywhere. Figures that chose this form are in WORKSPACE.md.
 
 Time grows with B * N * T * (P + window), temporaries with N * BLOCK * (P + T); saved for the
 backward are the inputs, the output and one float32 per query and head.
@@ -21,8 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from cartridges_jax.attention.reference import NEG_INF
 
-BLOCK = 96  # most queries of a block; 64 and 128 are 5 and 20 % slower on packed rows of 2,048
-_F32 = {"preferred_element_type": jnp.float32}
+BLOCK = 96  # most queries of a block; powers of two are up to 1.7 times slower (cache lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,11 @@ class _Blocks:
 
     @property
     def windows(self) -> list[int]:
-        """Numbers of blocks that a window may have."""
-        return [*(2**n for n in range((self.count - 1).bit_length())), self.count]
+        """Numbers of blocks that a window may have: 1 2 3 4 5 6 7 8 10 12 15 ... all of them."""
+        sizes = [1]
+        while sizes[-1] < self.count:
+            sizes.append(min(sizes[-1] + max(1, sizes[-1] // 4), self.count))
+        return sizes
 
     def which_window(self, block: jax.Array | int, segment_start: Int[Array, "t"]) -> jax.Array:
         """Index of the smallest window of block `block` that reaches its first segment."""
@@ -59,44 +62,63 @@ class _Blocks:
         return x.reshape(self.count, self.size, *x.shape[1:])
 
 
-def _grouped(x: jax.Array, K: int) -> jax.Array:
-    """[B, T, N, ...] as [B, T, K, G, ...]."""
-    return x.reshape(*x.shape[:2], K, x.shape[2] // K, *x.shape[3:])
-
-
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """One row's keys behind its prefix; everything is of one device."""
+    """One row's keys and its prefix's, heads first; everything is of one device."""
 
     blocks: _Blocks
-    k: jax.Array  # [padded T, K, H]
+    k: jax.Array  # [K, padded T, H]
     v: jax.Array
-    prefix_k: jax.Array  # [P, K, H]
+    prefix_k: jax.Array  # [K, P, H]
     prefix_v: jax.Array
     length: jax.Array  # live slots
     scale: float
 
     def window(self, block: jax.Array, num_blocks: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """First key of a block's window; keys and values behind the prefix, [P + w, K, H]."""
+        """First key of a block's window; keys and values behind the prefix, [K, P + w, H]."""
         size = self.blocks.size
         first = jnp.maximum(block + 1 - num_blocks, 0) * size
 
         def behind(prefix: jax.Array, x: jax.Array) -> jax.Array:
-            return jnp.concatenate(
-                [prefix, jax.lax.dynamic_slice_in_dim(x, first, num_blocks * size)]
-            )
+            own = jax.lax.dynamic_slice_in_dim(x, first, num_blocks * size, axis=1)
+            return jnp.concatenate([prefix, own], axis=1)
 
         return first, behind(self.prefix_k, self.k), behind(self.prefix_v, self.v)
 
     def scores(self, q, keys, first, segment_start, block) -> jax.Array:
-        """Masked float32 scores [K, G, t, P + w]."""
-        s = jnp.einsum("TKGH,SKH->KGTS", q, keys, **_F32) * self.scale
-        P = self.prefix_k.shape[0]
-        key = first + jnp.arange(keys.shape[0] - P)
-        query = block * self.blocks.size + jnp.arange(q.shape[0])
-        own = (key <= query[:, None]) & (key >= segment_start[:, None])
-        live = jnp.broadcast_to(jnp.arange(P) < self.length, (q.shape[0], P))
-        return jnp.where(jnp.concatenate([live, own], axis=1), s, NEG_INF)
+        """Masked float32 scores [K, P + w, G * t] of queries [K, G * t, H]."""
+        s = _dot(keys, q, (2, 2)) * self.scale
+        P, group = self.prefix_k.shape[1], q.shape[1] // segment_start.shape[0]
+        key = first + jnp.arange(keys.shape[1] - P)[:, None]
+        query = block * self.blocks.size + jnp.arange(self.blocks.size)
+        own = (key <= query) & (key >= segment_start)
+        live = jnp.broadcast_to((jnp.arange(P) < self.length)[:, None], (P, self.blocks.size))
+        return jnp.where(jnp.tile(jnp.concatenate([live, own]), group), s, NEG_INF)
+
+
+def _dot(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """Contracts one axis of each, head by head, with float32 sums."""
+    dimensions = (((axes[0],), (axes[1],)), ((0,), (0,)))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+
+def _heads_first(x: jax.Array) -> jax.Array:
+    """[..., tokens, K, H] as [..., K, tokens, H]."""
+    return jnp.moveaxis(x, -2, -3)
+
+
+def _fold(blocks: _Blocks, x: Float[Array, "T N *H"], K: int) -> jax.Array:
+    """Cuts a row into blocks with a group's heads before its queries: [blocks, K, G * t, ...]."""
+    cut = blocks.cut(blocks.pad(x))  # [blocks, t, N, ...]
+    cut = cut.reshape(*cut.shape[:2], K, -1, *cut.shape[3:])
+    return jnp.moveaxis(cut, 1, 3).reshape(blocks.count, K, -1, *x.shape[2:])
+
+
+def _unfold(blocks: _Blocks, x: jax.Array, N: int) -> Float[Array, "T N *H"]:
+    """The inverse of `_fold`."""
+    split = x.reshape(*x.shape[:2], -1, blocks.size, *x.shape[3:])  # [blocks, K, G, t, ...]
+    rows = jnp.moveaxis(split, 3, 1).reshape(-1, N, *x.shape[3:])
+    return rows[: blocks.T]
 
 
 def _own_start(blocks: _Blocks, segment_start: Int[Array, "T"]) -> jax.Array:
@@ -115,11 +137,6 @@ def _in_the_loop(q: jax.Array, segment_start: jax.Array) -> tuple[jax.Array, jax
     return jax.lax.optimization_barrier((q, segment_start))
 
 
-def _rows_and_prefix(prefix_k, prefix_v, prefix_length, B):
-    """Whether rows share a prefix, and the live slots of each row's, [B]."""
-    return prefix_k.ndim == 3, jnp.broadcast_to(prefix_length, (B,))
-
-
 def blocked_forward(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
@@ -135,38 +152,38 @@ def blocked_forward(
 
     See `attention.api.attention`.
     """
-    B, T, N, H = q.shape
-    blocks = _Blocks(T)
+    B, T, N, _ = q.shape
+    K = k.shape[2]
+    blocks, shared = _Blocks(T), prefix_k.ndim == 3
     q, segment_start = _in_the_loop(q, segment_start)
-    shared, lengths = _rows_and_prefix(prefix_k, prefix_v, prefix_length, B)
+    prefixes = (_heads_first(prefix_k), _heads_first(prefix_v))
 
     def attend(row: _Row, num_blocks: int, q, start, block):
         first, keys, values = row.window(block, num_blocks)
         s = row.scores(q, keys, first, start, block)
-        top = s.max(-1, keepdims=True)
+        top = s.max(1, keepdims=True)
         p = jnp.exp(s - top)
-        total = p.sum(-1, keepdims=True)
-        out = jnp.einsum("KGTS,SKH->TKGH", p.astype(v.dtype), values, **_F32)
-        lse = jnp.moveaxis((top + jnp.log(total))[..., 0], -1, 0)
-        return (out / jnp.moveaxis(total, 2, 0)).astype(q.dtype), lse
+        total = p.sum(1, keepdims=True)
+        out = _dot(values, p.astype(v.dtype), (1, 1)) / total  # [K, H, G * t]
+        return out.swapaxes(1, 2).astype(q.dtype), (top + jnp.log(total))[:, 0]
 
     def one_row(args):
         q, k, v, start, length, *own_prefix = args
-        slots_k, slots_v = (prefix_k, prefix_v) if shared else own_prefix
-        row = _Row(blocks, blocks.pad(k), blocks.pad(v), slots_k, slots_v, length, scale)
+        slots_k, slots_v = prefixes if shared else own_prefix
+        keys, values = (_heads_first(blocks.pad(x)) for x in (k, v))
+        row = _Row(blocks, keys, values, slots_k, slots_v, length, scale)
 
         def one_block(args):
             q, start, block = args
             sizes = [functools.partial(attend, row, n) for n in blocks.windows]
             return jax.lax.switch(blocks.which_window(block, start), sizes, q, start, block)
 
-        cut = (blocks.cut(blocks.pad(q)), _own_start(blocks, start), jnp.arange(blocks.count))
+        cut = (_fold(blocks, q, K), _own_start(blocks, start), jnp.arange(blocks.count))
         out, lse = jax.lax.map(one_block, cut)
-        return out.reshape(-1, N, H)[:T], lse.reshape(-1, N)[:T]
+        return _unfold(blocks, out, N), _unfold(blocks, lse, N)
 
-    own_prefixes = () if shared else (prefix_k, prefix_v)
-    grouped = _grouped(q, k.shape[2])
-    return jax.lax.map(one_row, (grouped, k, v, segment_start, lengths, *own_prefixes))
+    lengths = jnp.broadcast_to(prefix_length, (B,))
+    return jax.lax.map(one_row, (q, k, v, segment_start, lengths, *(() if shared else prefixes)))
 
 
 def blocked_backward(
@@ -190,64 +207,56 @@ def blocked_backward(
       delta: sum over H of out * d_out, minus the gradient of lse.
       d_out: gradient of the attended values.
     """
-    B, T = q.shape[:2]
+    B, T, N, _ = q.shape
     P, K = prefix_k.shape[-3], k.shape[2]
-    blocks = _Blocks(T)
+    blocks, shared = _Blocks(T), prefix_k.ndim == 3
     q, segment_start = _in_the_loop(q, segment_start)
-    shared, lengths = _rows_and_prefix(prefix_k, prefix_v, prefix_length, B)
+    prefixes = (_heads_first(prefix_k), _heads_first(prefix_v))
 
     def pull(row: _Row, num_blocks: int, sums: Any, q, start, lse, delta, d_out, block):
         """Adds a block's gradients of keys and values to the sums; returns that of its queries."""
         first, keys, values = row.window(block, num_blocks)
-        lse, delta = (jnp.moveaxis(x, 0, -1)[..., None] for x in (lse, delta))  # [K, G, t, 1]
-        p = jnp.exp(row.scores(q, keys, first, start, block) - lse)
-        d_p = jnp.einsum("TKGH,SKH->KGTS", d_out, values, **_F32)
-        d_s = (p * (d_p - delta) * scale).astype(q.dtype)
-        d_values = jnp.einsum("KGTS,TKGH->SKH", p.astype(v.dtype), d_out, **_F32)
-        d_keys = jnp.einsum("KGTS,TKGH->SKH", d_s, q, **_F32)
-        d_q = jnp.einsum("KGTS,SKH->TKGH", d_s, keys, **_F32).astype(q.dtype)
-        (own_k, slots_k), (own_v, slots_v) = (
-            (_add_at(own, d[P:], first), slots + d[:P])
-            for (own, slots), d in zip(sums, (d_keys, d_values), strict=True)
+        p = jnp.exp(row.scores(q, keys, first, start, block) - lse[:, None])
+        d_p = _dot(values, d_out, (2, 2))
+        d_s = (p * (d_p - delta[:, None]) * scale).astype(q.dtype)
+        found = (_dot(d_s, q, (2, 1)), _dot(p.astype(v.dtype), d_out, (2, 1)))  # [K, P + w, H]
+        sums = tuple(
+            (_add_at(own, d[:, P:], first), slots + d[:, :P])
+            for (own, slots), d in zip(sums, found, strict=True)
         )
-        return ((own_k, slots_k), (own_v, slots_v)), d_q
+        return sums, _dot(d_s, keys, (1, 1)).astype(q.dtype)
 
     def one_row(d_shared, args):
         q, k, v, start, lse, delta, d_out, length, *own_prefix = args
-        slots_k, slots_v = (prefix_k, prefix_v) if shared else own_prefix
-        row = _Row(blocks, blocks.pad(k), blocks.pad(v), slots_k, slots_v, length, scale)
+        slots_k, slots_v = prefixes if shared else own_prefix
+        keys, values = (_heads_first(blocks.pad(x)) for x in (k, v))
+        row = _Row(blocks, keys, values, slots_k, slots_v, length, scale)
 
         def one_block(sums, args):
             _, start, *_, block = args
             sizes = [functools.partial(pull, row, n) for n in blocks.windows]
             return jax.lax.switch(blocks.which_window(block, start), sizes, sums, *args)
 
-        zero = jnp.zeros(row.k.shape, jnp.float32)
-        nothing = jnp.zeros((P, *k.shape[1:]), jnp.float32)
+        nothing = jnp.zeros(slots_k.shape, jnp.float32)
         before = d_shared if shared else (nothing, nothing)
-        per_query = (blocks.cut(blocks.pad(x)) for x in (lse, delta, d_out))
-        cut = (blocks.cut(blocks.pad(q)), _own_start(blocks, start), *per_query)
-        sums = tuple((zero, slots) for slots in before)
-        sums, d_q = jax.lax.scan(one_block, sums, (*cut, jnp.arange(blocks.count)))
-        (d_k, slots_k), (d_v, slots_v) = sums
-        d_row = (
-            d_q.reshape(-1, *q.shape[1:])[:T],
-            d_k[:T].astype(k.dtype),
-            d_v[:T].astype(v.dtype),
-        )
-        if not shared:
-            return d_shared, (*d_row, slots_k, slots_v)
-        return (slots_k, slots_v), d_row
+        sums = tuple((jnp.zeros(row.k.shape, jnp.float32), slots) for slots in before)
+        queries, *rest = (_fold(blocks, x, K) for x in (q, lse, delta, d_out))
+        cut = (queries, _own_start(blocks, start), *rest, jnp.arange(blocks.count))
+        ((d_k, d_slots_k), (d_v, d_slots_v)), d_q = jax.lax.scan(one_block, sums, cut)
+        own = (_heads_first(x)[:T].astype(k.dtype) for x in (d_k, d_v))
+        d_row = (_unfold(blocks, d_q, N), *own)
+        if shared:
+            return (d_slots_k, d_slots_v), d_row
+        return d_shared, (*d_row, d_slots_k, d_slots_v)
 
-    grouped = [_grouped(x, K) for x in (q, lse, delta, d_out)]
-    own_prefixes = () if shared else (prefix_k, prefix_v)
-    rows = (grouped[0], k, v, segment_start, *grouped[1:], lengths, *own_prefixes)
-    zero = jnp.zeros(prefix_k.shape if shared else (), jnp.float32)
-    d_shared, d_rows = jax.lax.scan(one_row, (zero, zero), rows)
-    d_q, d_k, d_v = d_rows[:3]
-    return d_q.reshape(q.shape), d_k, d_v, *(d_shared if shared else d_rows[3:])
+    lengths = jnp.broadcast_to(prefix_length, (B,))
+    own_prefixes = () if shared else prefixes
+    rows = (q, k, v, segment_start, lse, delta, d_out, lengths, *own_prefixes)
+    zero = jnp.zeros(prefixes[0].shape if shared else (), jnp.float32)
+    d_shared, (d_q, d_k, d_v, *d_own) = jax.lax.scan(one_row, (zero, zero), rows)
+    return d_q, d_k, d_v, *map(_heads_first, d_shared if shared else d_own)
 
 
 def _add_at(x: jax.Array, more: jax.Array, first: jax.Array) -> jax.Array:
-    there = jax.lax.dynamic_slice_in_dim(x, first, more.shape[0])
-    return jax.lax.dynamic_update_slice_in_dim(x, there + more, first, 0)
+    there = jax.lax.dynamic_slice_in_dim(x, first, more.shape[1], axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(x, there + more, first, axis=1)

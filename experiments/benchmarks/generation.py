@@ -14,8 +14,6 @@ import os
 import pathlib
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,6 +28,7 @@ from cartridges_jax.models.config import ModelConfig, read_config
 from cartridges_jax.models.generate import Decoding, Sampling
 from cartridges_jax.models.transformer import Transformer
 from cartridges_jax.sharding import TOKENS_BT, make_mesh, place
+from experiments.benchmarks.measure import alternate, product_flops
 from experiments.record import write_result
 
 _OUT = flags.DEFINE_string("out", "experiments/results/generation.json", "Result file.")
@@ -43,12 +42,6 @@ SHAPE = {
 }  # fmt: skip
 PREFILL_ROWS, PREFILL_TOKENS = 8, 512
 DECODE_ROWS, PROMPT_TOKENS, NEW_TOKENS = 32, 64, 64
-
-
-def seconds(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
 
 
 def summary(times: list[float], tokens: int) -> dict[str, float]:
@@ -65,16 +58,10 @@ def prefill(model: Transformer, token_ids: jax.Array) -> Any:
 
 def limits(config: ModelConfig) -> dict[str, float]:
     """What the machine could do: products and memory reads, each the best of ten runs."""
-    a = jnp.ones((2048, 2048), jnp.float32)
-    product = jax.jit(lambda x: x @ x)
-    copied = jnp.ones(2**26, jnp.float32)
-    total = jax.jit(jnp.sum)
-    for warm in (product(a), total(copied)):
-        warm.block_until_ready()
-    flops = 2 * 2048**3 / min(seconds(lambda: product(a).block_until_ready()) for _ in range(10))
-    read = copied.nbytes / min(
-        seconds(lambda: total(copied).block_until_ready()) for _ in range(10)
-    )
+    flops = product_flops()
+    copied, total = jnp.ones(2**26, jnp.float32), jax.jit(jnp.sum)
+    times = alternate({"read": lambda: total(copied).block_until_ready()}, 10)["read"]
+    read = copied.nbytes / min(times)
     weights = config.num_params()
     cache = DECODE_ROWS * (PROMPT_TOKENS + NEW_TOKENS / 2) * config.kv_floats_per_token
     per_step = 4 * (weights + cache)  # bytes
@@ -131,13 +118,8 @@ def main(_) -> None:
         ("prefill", (our_prefill, their_prefill), PREFILL_ROWS * PREFILL_TOKENS),
         ("decode", (our_decode, their_decode), DECODE_ROWS * NEW_TOKENS),
     ):
-        times: tuple[list[float], list[float]] = ([], [])
-        for function in pair:
-            function()  # compiles, warms up
-        for _ in range(_REPEATS.value):
-            for kept, function in zip(times, pair, strict=True):
-                kept.append(seconds(function))
-        mine, other = (summary(t, tokens) for t in times)
+        times = alternate(dict(zip(("ours", "theirs"), pair, strict=True)), _REPEATS.value)
+        mine, other = (summary(t, tokens) for t in times.values())
         ratio = mine["tokens_per_s"] / other["tokens_per_s"]
         result[name] = {"ours": mine, "transformers": other, "ratio": ratio}
         print(name, {k: round(v["tokens_per_s"]) for k, v in (("ours", mine), ("hf", other))},

@@ -10,11 +10,9 @@ anonymous. About one minute. The result is committed as experiments/results/load
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 
 import jax
@@ -27,6 +25,7 @@ from etils import epath
 from cartridges_jax.models import config as model_config
 from cartridges_jax.models import hf
 from cartridges_jax.sharding import make_mesh
+from experiments.benchmarks.measure import PeakMemory, anonymous_bytes
 from experiments.model_shapes import LLAMA_3_2_1B
 from experiments.record import write_result
 
@@ -59,32 +58,18 @@ def write_checkpoint(folder: epath.Path) -> int:
     return total
 
 
-def anonymous_bytes() -> int:
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-
-
 def load_and_watch(folder: str) -> dict[str, float]:
     """Loads in this process; returns its peak and the time."""
     mesh, config = make_mesh(1, 1), model_config.read_config(folder)
     jnp.zeros(8).block_until_ready()
-    before, peak, done = anonymous_bytes(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, anonymous_bytes())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    started = time.perf_counter()
     quantization = "int8" if _QUANTIZATION.value == "int8" else "none"
-    model = hf.read_weights(folder, config, mesh, jnp.bfloat16, quantization)
-    jax.block_until_ready(jax.tree.leaves(model))
-    took = time.perf_counter() - started
-    done.set()
-    thread.join()
-    return {"peak_bytes": peak - before, "held_bytes": anonymous_bytes() - before, "seconds": took}
+    with PeakMemory() as memory:
+        started = time.perf_counter()
+        model = hf.read_weights(folder, config, mesh, jnp.bfloat16, quantization)
+        jax.block_until_ready(jax.tree.leaves(model))
+        took = time.perf_counter() - started
+    held = anonymous_bytes() - memory.before
+    return {"peak_bytes": memory.peak - memory.before, "held_bytes": held, "seconds": took}
 
 
 def main(_) -> None:

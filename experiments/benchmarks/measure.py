@@ -6,6 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+import jax
+import jax.numpy as jnp
+
 
 def alternate(
     functions: Mapping[str, Callable[[], object]], repeats: int
@@ -26,6 +29,14 @@ def spread(seconds: list[float]) -> dict[str, float]:
     """Median, fastest and slowest in milliseconds."""
     values = {"median_ms": statistics.median(seconds), "low_ms": min(seconds)}
     return {k: round(v * 1e3, 2) for k, v in (values | {"high_ms": max(seconds)}).items()}
+
+
+def product_flops() -> float:
+    """FLOP a second of a large float32 matrix product in jax: the best of ten."""
+    a = jnp.ones((2048, 2048), jnp.float32)
+    product = jax.jit(lambda x: x @ x)
+    times = alternate({"": lambda: product(a).block_until_ready()}, 10)[""]
+    return 2 * 2048**3 / min(times)
 
 
 def anonymous_bytes() -> int:

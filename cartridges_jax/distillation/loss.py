@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from cartridges_jax.models.transformer import Transformer
 from cartridges_jax.sharding import ACT_BTD, DATA, MODEL, TOKENS_BT
 
-CHUNK = 128  # target positions of a device whose logits exist at a time
+CHUNK = 128  # most target positions of a device whose logits exist at a time
 
 TopJ = Literal["top_j", "renormalised", "tail"]
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
@@ -268,12 +268,13 @@ def _device_sums(rule: Any, with_gradient: bool, picked, head, scale, of_targets
     """
     B, M, D = picked.shape
     first = jax.lax.axis_index(MODEL) * head.shape[0]
-    extra = -(B * M) % CHUNK
+    count = -(-B * M // CHUNK)
+    size = -(-B * M // (8 * count)) * 8  # even chunks of whole sublanes: little padding
 
     def chunks(x: jax.Array) -> jax.Array:
         x = x.reshape(B * M, *x.shape[2:])
-        x = jnp.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(-1, CHUNK, *x.shape[1:])
+        x = jnp.pad(x, [(0, count * size - B * M)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(count, size, *x.shape[1:])
 
     def logits_of(h: jax.Array) -> jax.Array:
         out = jnp.einsum("MD,VD->MV", h, head.astype(h.dtype), preferred_element_type=jnp.float32)

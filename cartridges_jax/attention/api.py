@@ -47,7 +47,8 @@ def attention(
     """Attends from each query to a prefix and to its own segment.
 
     Query t of row b sees all live slots of the prefix and the row's keys from
-    `segment_start[b, t]` up to key `query_offset + t`; one softmax runs over both, in float32.
+    `segment_start[b, t]` up to key `query_offset + t`, its own, which it always sees; one softmax
+    runs over both, in float32.
 
     Args:
       q: queries, rotated.
@@ -92,6 +93,9 @@ def attention(
         length = jax.sharding.reshard(jnp.broadcast_to(length, q.shape[:1]), P(DATA))
     if implementation is None and (query_offset is not None or q.shape[1] <= _SHORT):
         implementation = "reference"
+    S = k.shape[2 if heads_first else 1]
+    if query_offset is None and q.shape[1] != S:
+        raise ValueError(f"{S} keys for {q.shape[1]} queries need a query_offset")
     reason = _why_not(implementation, query_offset, H)
     if reason:
         raise ValueError(f"{implementation=} {reason}")
@@ -99,6 +103,8 @@ def attention(
 
     def local(q, k, v, prefix_k, prefix_v, segment_start, length, offset):
         keys = (k, v, prefix_k, prefix_v)
+        # The padding in front of a prompt would see nothing: a softmax over no key is not a number.
+        segment_start = jnp.minimum(segment_start, offset + jnp.arange(q.shape[1]))
         if implementation == "reference":
             return reference_attention(
                 q, *keys, segment_start, length,

@@ -12,7 +12,9 @@ Time grows with B * N * T * (P + visible row keys) * H: 2 products of that size 
 Memory beside inputs, outputs and gradients: one float32 per query and head (the log-sum-exp), the
 same again in the backward pass. Where the caller's arrays lie tokens first they are turned; inside
 a model XLA gives the projections' outputs the kernels' layout instead. Keys that do not fit VMEM
-are taken in chunks. Figures of the design: WORKSPACE.md.
+(from some 10,000 with their gradients, heads of 128) are taken in chunks: the forward kernel reads
+them anew for each block of queries, the backward one runs once a chunk, with a float32 gradient of
+the queries each time. Figures of the design: WORKSPACE.md.
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ from jaxtyping import Array, Float, Int
 from cartridges_jax.attention.reference import NEG_INF
 
 LANES = 128
-FOLDED_QUERIES = 1024  # most group * queries of a block
+FOLDED_QUERIES = 1024  # group * queries of a block; more only where a group alone has more
 KEY_BLOCK = 512
 VMEM_LIMIT = 56 * 2**20  # bytes; a core has 64 MiB (tpu7x) to 128 MiB (v5e, v6e)
 # Of it, for keys with their gradients. The rest holds what a step computes, about 6 float32 arrays
@@ -52,8 +54,12 @@ def _largest_block(length: int, limit: int) -> int:
 
 
 def default_blocks(num_queries: int, num_slots: int, group: int, head_dim: int) -> Blocks:
-    """Chooses block sizes for one device's padded lengths; heads of 256 halve the keys."""
+    """Chooses block sizes for one device's padded lengths.
+
+    Heads of 256 halve the keys, and so do groups so large that few queries are many when folded.
+    """
     keys = KEY_BLOCK if head_dim <= 128 else KEY_BLOCK // 2
+    keys = min(keys, KEY_BLOCK * FOLDED_QUERIES // (group * LANES))
     return Blocks(
         _largest_block(num_queries, FOLDED_QUERIES // group),
         _largest_block(num_queries, keys),
@@ -348,7 +354,7 @@ class Call:
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT
             ),
-            # An upper bound: all causal blocks of unpacked rows.
+            # All causal pairs of unpacked rows, and of all keys where they come in chunks.
             cost_estimate=pl.CostEstimate(
                 flops=2 * self.products * pairs * plan.H,
                 transcendentals=pairs,
@@ -360,7 +366,7 @@ class Call:
 
 
 def _chunk(length: int, block: int, bytes_per_key: int, budget: int) -> int:
-    """The largest whole number of blocks that divides `length` and fits the budget."""
+    """The most keys, in whole blocks that divide `length`, that fit the budget; one at least."""
     blocks = length // block
     fitting = [n for n in range(1, blocks + 1) if blocks % n == 0]
     return block * max([n for n in fitting if n * block * bytes_per_key <= budget], default=1)

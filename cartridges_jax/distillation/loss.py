@@ -8,7 +8,7 @@ Only positions with targets reach the LM head, CHUNK at a time. Where a gradient
 chunk's gradient with respect to its hidden states is computed together with its loss, while its
 logits exist: the head's product runs twice for each position, not three times, and what is kept is
 one hidden state each. With the vocabulary over "model", each device sees its own part of the
-logits; what is summed over devices are a few numbers a position.
+logits; what is summed over devices are a few numbers a position, and the hidden gradient.
 
 Time grows with B * M * D * V, memory with CHUNK * V / devices + B * M * D.
 """
@@ -44,7 +44,8 @@ class Targets(NamedTuple):
 class LossSums(NamedTuple):
     """Sums over target positions: of the loss, of the divergence, and their number.
 
-    The divergence is the loss less what no student could avoid, the teacher's own entropy.
+    The divergence is the loss plus the teacher's sum of p log p over what the loss counts; without
+    the rest of the vocabulary ("top_j") a good student's may be a little below 0.
     """
 
     loss: jax.Array
@@ -116,8 +117,8 @@ def full_teacher_loss(
       (generalised in GKD, arXiv 2306.13649, there with beta = 1/2).
 
     All are multiplied by the square of the temperature, so that gradients keep their size (Hinton
-    et al., arXiv 1503.02531). Costs twice the head's products of `distillation_loss`. It is
-    differentiable with respect to `hidden` alone.
+    et al., arXiv 1503.02531). The head's product runs three times a position, for
+    `distillation_loss` twice. It is differentiable with respect to `hidden` alone.
 
     Args:
       model: gives the LM head, of both.
@@ -188,7 +189,7 @@ class _TopJ:
             rest = rest_p * weight[:, None]
             loss -= jnp.sum(rest * jnp.log(rest_q))
             constant += jnp.sum(jax.scipy.special.xlogy(rest, rest_p))
-            gradient += q * rest - outside * (rest / rest_q)
+            gradient += q * rest - rest * (outside / rest_q)
         return loss, constant, gradient.at[row, at].add(jnp.where(own, -p, 0.0))
 
 
@@ -268,7 +269,7 @@ def _device_sums(rule: Any, with_gradient: bool, picked, head, scale, of_targets
     """
     B, M, D = picked.shape
     first = jax.lax.axis_index(MODEL) * head.shape[0]
-    count = -(-B * M // CHUNK)
+    count = max(1, -(-B * M // CHUNK))
     size = -(-B * M // (8 * count)) * 8  # even chunks of whole sublanes: little padding
 
     def chunks(x: jax.Array) -> jax.Array:

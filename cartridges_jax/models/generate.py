@@ -232,11 +232,6 @@ class Decoding:
                 room=_round_up(max_new_tokens, ANSWER_STEP),
             )
 
-    @property
-    def finished(self) -> bool:
-        """Whether every row has ended or is at its longest."""
-        return int(self._state.step) >= self._limit or bool(np.asarray(self._state.done).all())
-
     def advance(self, num_tokens: int | None = None) -> None:
         """Makes up to `num_tokens` more tokens in each row; None goes on to the end."""
         made = int(self._state.step)
@@ -255,7 +250,10 @@ class Decoding:
             )
 
     def rows(self) -> list[tuple[list[int], list[float]]]:
-        """Returns each prompt's ids and log-probabilities so far, its stop id included."""
+        """Returns each prompt's ids and log-probabilities so far, its stop id included.
+
+        A row that `stop` has ended goes on with meaningless ids.
+        """
         made = int(self._state.step)
         ids = np.asarray(self._state.token_ids)[: self._count, :made]
         logprobs = np.asarray(self._state.logprobs)[: self._count, :made]

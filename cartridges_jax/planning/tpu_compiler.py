@@ -1,6 +1,6 @@
 """Prefill, decode and training steps compiled by the TPU compiler, for slices that are not there.
 
-libtpu compiles for any topology without a TPU, and says what each chip holds. Weights are shapes
+libtpu compiles for any topology without a TPU, and says what each device holds. Weights are shapes
 with shardings; nothing is allocated. Compile one program at a time: libtpu takes a lock.
 """
 
@@ -48,7 +48,7 @@ class Compiled:
 
 
 def slice_mesh(topology: str, data: int, model: int) -> Mesh:
-    """Returns a (data, model) mesh over the first chips of a TPU slice such as "v5e:4x4".
+    """Returns a (data, model) mesh over the first devices of a TPU slice such as "v5e:4x4".
 
     Raises:
       RuntimeError: from libtpu, if it is not installed or does not know the topology.

@@ -160,6 +160,31 @@ def test_is_the_same_on_every_mesh(rng, mesh_shape):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_padding_in_front_of_a_prompt_harms_nothing(rng, implementation):
+    """Its queries have no key of their segment; they see themselves, and nothing is NaN."""
+    case = make_case(rng, T=150, slots=0)
+    case["segment_start"][:] = 7
+    weights = rng.normal(size=case["q"].shape).astype(np.float32)
+    no_lse = np.zeros(weights.shape[:3], np.float32)
+    grads, got = run(
+        make_mesh(1, 1), case, weights=(weights, no_lse), implementation=implementation
+    )
+    clear = case | {"segment_start": np.minimum(case["segment_start"], np.arange(150)[None])}
+    for a, want in zip(got, naive(**clear, offset=0, length=0, scale=0.37), strict=True):
+        np.testing.assert_allclose(a, want, atol=3e-6)
+    assert all(np.isfinite(g).all() for g in grads.values())
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_prefix_without_live_slots_is_none(rng, implementation):
+    case = make_case(rng, T=50, slots=5)
+    got = run(make_mesh(1, 1), case, implementation=implementation, prefix_length=0)
+    want = naive(**case, offset=0, length=0, scale=0.37)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-6)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_padded_prefix_slots_are_not_seen(rng, implementation):
     case = make_case(rng, T=50, slots=5)
     cut = case | {name: case[name][:3] for name in ("prefix_k", "prefix_v")}
@@ -208,10 +233,13 @@ def test_what_an_implementation_cannot_serve_is_refused_with_the_reason(rng, imp
         run(make_mesh(1, 1), case, implementation=implementation, query_offset=0)
     with pytest.raises(ValueError, match=r"heads of \(64, 128, 256\) dimensions, not 6"):
         run(make_mesh(1, 1), case, implementation="pallas")
+    with pytest.raises(ValueError, match="6 keys for 4 queries"):
+        run(make_mesh(1, 1), make_case(rng, T=4, S=6), implementation=implementation)
 
 
 def test_windows_reach_the_first_segment_of_a_block():
-    for T in (1, 127, 128, 129, 400, 2048):
+    block = blocked_module.BLOCK
+    for T in (1, block - 1, block, block + 1, 2 * block + 1, 2048):
         blocks = blocked_module._Blocks(T)
         assert blocks.count * blocks.size >= T > (blocks.count - 1) * blocks.size
         for block in range(blocks.count):

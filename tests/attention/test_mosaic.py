@@ -54,6 +54,16 @@ def test_any_length_compiles(num_tokens, num_slots):
     assert found.text.count("tpu_custom_call") >= 2
 
 
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(128, 128), (16, 256), (8, 64)])
+def test_large_groups_and_heads_compile(num_heads, head_dim):
+    """Llama-3.1-405B's groups of 16, heads of 256, and one query head for each kv head."""
+    found = compile_attention(
+        slice_mesh("v5e:4x4", *ALONE), rows=1, num_tokens=2048, num_slots=2048, num_kv_heads=8,
+        num_heads=num_heads, head_dim=head_dim,
+    )  # fmt: skip
+    assert found.text.count("tpu_custom_call") == 2
+
+
 def test_heads_that_the_axis_does_not_divide_are_replicated():
     """4 kv heads over 8 devices: the kernels run on all of them, without an error."""
     mesh = slice_mesh("v5e:4x4", 2, 8)

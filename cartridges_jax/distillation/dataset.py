@@ -8,6 +8,7 @@ resumes exactly.
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import grain
@@ -18,6 +19,7 @@ from cartridges_jax.errors import InputError
 from cartridges_jax.shards import ShardSet
 
 PACKING_BINS = 8  # rows that are open at a time
+LENGTH_STEP = 64  # rows that are not packed are padded up to a multiple of this many tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,3 +142,28 @@ def packed_row(element: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "top_logprobs": element["top_logprobs"],
         "target_weight": real.astype(np.float32),
     }
+
+
+def unpacked_rows(rows: Sequence[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
+    """The arrays of `packed_row` for `count` rows of one conversation each, padded alike.
+
+    Rows are padded up to a multiple of LENGTH_STEP tokens; places beyond `rows` have no targets.
+    """
+    T = -(-max(len(r["token_ids"]) for r in rows) // LENGTH_STEP) * LENGTH_STEP
+    J = rows[0]["top_ids"].shape[1]
+    batch = {
+        "token_ids": np.zeros((count, T), np.int32),
+        "positions": np.broadcast_to(np.arange(T, dtype=np.int32), (count, T)).copy(),
+        "segment_start": np.zeros((count, T), np.int32),
+        "target_index": np.zeros((count, T), np.int32),
+        "top_ids": np.zeros((count, T, J), np.int32),
+        "top_logprobs": np.zeros((count, T, J), np.float32),
+        "target_weight": np.zeros((count, T), np.float32),
+    }
+    for i, row in enumerate(rows):
+        n, m = len(row["token_ids"]), len(row["target_index"])
+        batch["token_ids"][i, :n] = row["token_ids"]
+        batch["target_weight"][i, :m] = 1.0
+        for name in ("target_index", "top_ids", "top_logprobs"):
+            batch[name][i, :m] = row[name]
+    return batch

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cartridges_jax.distillation.dataset import unpacked_rows
 from cartridges_jax.distillation.targets import decode_record
 from cartridges_jax.distillation.train import prefix_loss
 from cartridges_jax.evaluation.arms import Arm
@@ -21,7 +22,6 @@ from cartridges_jax.models.transformer import Prefix
 from cartridges_jax.sharding import DATA, place
 
 BATCH_STEP = 16  # rows that run together
-LENGTH_STEP = 64  # rows are padded up to a multiple of this many tokens
 
 
 @functools.partial(jax.jit)
@@ -43,32 +43,10 @@ def divergence(model: LanguageModel, arm: Arm, records: Sequence[bytes]) -> dict
     rows = BATCH_STEP * model.mesh.shape[DATA]
     decoded = [decode_record(record) for record in records]
     for start in range(0, len(decoded), rows):
-        batch = _pad_rows(decoded[start : start + rows], rows)
+        batch = unpacked_rows(decoded[start : start + rows], rows)
         with jax.set_mesh(model.mesh):
             spec = jax.sharding.PartitionSpec(DATA)
             on_mesh = {k: place(model.mesh, v, spec) for k, v in batch.items()}
             totals += np.asarray([float(x) for x in _sums(model.transformer, placed, on_mesh)])
     kl, nll, count = totals
     return {"kl": kl / count, "log_perplexity": nll / count, "tokens": count}
-
-
-def _pad_rows(rows: Sequence[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
-    """One conversation a row, padded to common sizes."""
-    T = -(-max(len(r["token_ids"]) for r in rows) // LENGTH_STEP) * LENGTH_STEP
-    J = rows[0]["top_ids"].shape[1]
-    batch = {
-        "token_ids": np.zeros((count, T), np.int32),
-        "positions": np.broadcast_to(np.arange(T, dtype=np.int32), (count, T)).copy(),
-        "segment_start": np.zeros((count, T), np.int32),
-        "target_index": np.zeros((count, T), np.int32),
-        "top_ids": np.zeros((count, T, J), np.int32),
-        "top_logprobs": np.zeros((count, T, J), np.float32),
-        "target_weight": np.zeros((count, T), np.float32),
-    }
-    for i, row in enumerate(rows):
-        n, m = len(row["token_ids"]), len(row["target_index"])
-        batch["token_ids"][i, :n] = row["token_ids"]
-        batch["target_weight"][i, :m] = 1.0
-        for name in ("target_index", "top_ids", "top_logprobs"):
-            batch[name][i, :m] = row[name]
-    return batch

@@ -83,8 +83,8 @@ def train_ours(folder: pathlib.Path) -> dict[str, Any]:
     from jax.sharding import PartitionSpec as P
 
     from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
-    from cartridges_jax.distillation.dataset import RowShape, packed_data
-    from cartridges_jax.distillation.targets import SHARDS
+    from cartridges_jax.distillation.dataset import RowShape, packed_data, unpacked_rows
+    from cartridges_jax.distillation.targets import SHARDS, decode_record
     from cartridges_jax.distillation.train import TrainConfig, make_optimizer, make_train_step
     from cartridges_jax.models import hf
     from cartridges_jax.models.config import read_config
@@ -117,7 +117,8 @@ def train_ours(folder: pathlib.Path) -> dict[str, Any]:
             return state, float(means["loss"])
 
     with PeakMemory() as memory:
-        _, probe = run(copied, probe_batch(shards))
+        first_rows = [decode_record(r) for r in shards.records(0)[:PACKED_ROWS]]
+        _, probe = run(copied, unpacked_rows(first_rows, PACKED_ROWS))
         run(jax.tree.map(jnp.copy, state), first)  # compiles
         losses, tokens, seen = [], 0, 0
         started = time.perf_counter()
@@ -140,29 +141,6 @@ def real_tokens(batch: dict[str, np.ndarray]) -> int:
 def conversations(batch: dict[str, np.ndarray]) -> int:
     pairs = zip(batch["segment_start"], batch["token_ids"], strict=True)
     return sum(len(np.unique(start[tokens > 0])) for start, tokens in pairs)
-
-
-def probe_batch(shards: Any) -> dict[str, np.ndarray]:
-    """The first conversations, one a row, in the shape of a packed batch."""
-    from cartridges_jax.distillation.targets import decode_record
-
-    batch = {
-        "token_ids": np.zeros((PACKED_ROWS, ROW_LENGTH), np.int32),
-        "positions": np.tile(np.arange(ROW_LENGTH, dtype=np.int32), (PACKED_ROWS, 1)),
-        "segment_start": np.zeros((PACKED_ROWS, ROW_LENGTH), np.int32),
-        "target_index": np.zeros((PACKED_ROWS, ROW_LENGTH // 2), np.int32),
-        "top_ids": np.zeros((PACKED_ROWS, ROW_LENGTH // 2, TOP), np.int32),
-        "top_logprobs": np.zeros((PACKED_ROWS, ROW_LENGTH // 2, TOP), np.float32),
-        "target_weight": np.zeros((PACKED_ROWS, ROW_LENGTH // 2), np.float32),
-    }
-    for i, record in enumerate(shards.records(0)[:PACKED_ROWS]):
-        row = decode_record(record)
-        n, m = len(row["token_ids"]), len(row["target_index"])
-        batch["token_ids"][i, :n] = row["token_ids"]
-        batch["target_weight"][i, :m] = 1.0
-        for name in ("target_index", "top_ids", "top_logprobs"):
-            batch[name][i, :m] = row[name]
-    return batch
 
 
 def train_peft(folder: pathlib.Path, rows_at_a_time: int) -> dict[str, Any]:

@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from cartridges_jax.attention import attention, pallas_tpu
+from cartridges_jax.attention import attention
+from cartridges_jax.attention.pallas_tpu.calls import Call, backward_calls, forward_call
+from cartridges_jax.attention.pallas_tpu.plan import prepare
 from cartridges_jax.distillation.loss import LossSums, gather_positions
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.planning import kernel_traffic
@@ -118,17 +120,17 @@ def step_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def calls_of(config: ModelConfig) -> dict[str, list[pallas_tpu.Call]]:
+def calls_of(config: ModelConfig) -> dict[str, list[Call]]:
     """The kernels of a shape, on arrays of zeros."""
     B, T, H = ROWS, TOKENS, config.head_dim
     q = jnp.zeros((B, T, config.num_heads, H), jnp.bfloat16)
     k = jnp.zeros((B, T, config.num_kv_heads, H), jnp.bfloat16)
     slots = jnp.zeros((SLOTS, config.num_kv_heads, H), jnp.bfloat16)
     start = jnp.zeros((B, T), jnp.int32)
-    plan, x = pallas_tpu.prepare(q, k, k, slots, slots, start, SLOTS, 1.0)
+    plan, x = prepare(q, k, k, slots, slots, start, SLOTS, 1.0)
     number = jnp.zeros(x.q.shape[:-1], jnp.float32)
-    backward = pallas_tpu.backward_calls(plan, x, x.q, number, number)
-    return {"forward": [pallas_tpu.forward_call(plan, x)], "backward": [c for _, c in backward]}
+    backward = backward_calls(plan, x, x.q, number, number)
+    return {"forward": [forward_call(plan, x)], "backward": [c for _, c in backward]}
 
 
 def traffic_rows() -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cartridges_jax.attention.pallas_tpu import Call
+from cartridges_jax.attention.pallas_tpu.calls import Call
 
 
 def _changes(call: Call, spec: Any, scalars: tuple[np.ndarray, ...]) -> int:

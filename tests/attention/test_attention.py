@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from cartridges_jax.attention import attention, pallas_tpu
 from cartridges_jax.attention import blocked as blocked_module
+from cartridges_jax.attention.pallas_tpu import calls, plan
 from cartridges_jax.sharding import DATA, TOKENS_BT, head_axis, make_mesh, place
 from tests.conftest import MESHES
 
@@ -127,13 +128,15 @@ def test_each_row_has_its_own_number_of_live_slots(rng, implementation):
             np.testing.assert_allclose(a[b], w[0], atol=3e-6)
 
 
-@pytest.mark.parametrize("vmem_of_keys", [pallas_tpu.VMEM_OF_KEYS, 10_000])
-def test_blocks_of_every_kind_are_visited_or_skipped(rng, monkeypatch, vmem_of_keys):
+@pytest.mark.parametrize("prefix_of_row", [False, True])
+@pytest.mark.parametrize("vmem_of_keys", [calls.VMEM_OF_KEYS, 10_000])
+def test_blocks_of_every_kind_are_visited_or_skipped(rng, monkeypatch, vmem_of_keys, prefix_of_row):
     """Blocks smaller than segments and prefix, and keys in chunks where VMEM is too small."""
-    monkeypatch.setattr(pallas_tpu, "VMEM_OF_KEYS", vmem_of_keys)
-    blocks = pallas_tpu.Blocks(queries=128, row_keys=128, prefix_keys=128)
-    case = make_case(rng, B=2, T=500, N=4, K=2, H=8, slots=300)
-    arrays = [jnp.asarray(x) for x in case.values()] + [jnp.asarray(290)]
+    monkeypatch.setattr(calls, "VMEM_OF_KEYS", vmem_of_keys)
+    blocks = plan.Blocks(queries=128, row_keys=128, prefix_keys=128)
+    case = make_case(rng, B=2, T=500, N=4, K=2, H=8, slots=300, prefix_of_row=prefix_of_row)
+    live = [290, 40] if prefix_of_row else 290
+    arrays = [jnp.asarray(x) for x in (*case.values(), live)]
     d_out = jnp.asarray(rng.normal(size=case["q"].shape).astype(np.float32))
 
     def passes(forward, backward, **options):
@@ -149,12 +152,13 @@ def test_blocks_of_every_kind_are_visited_or_skipped(rng, monkeypatch, vmem_of_k
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.parametrize("implementation", ["blocked", "pallas_interpret"])
 @pytest.mark.parametrize("mesh_shape", MESHES)
-def test_is_the_same_on_every_mesh(rng, mesh_shape):
+def test_is_the_same_on_every_mesh(rng, mesh_shape, implementation):
     case = make_case(rng, T=130)
     weights = rng.normal(size=case["q"].shape).astype(np.float32)
     want = gradients(make_mesh(1, 1), case, weights, implementation="reference")
-    got = gradients(make_mesh(*mesh_shape), case, weights, implementation="blocked")
+    got = gradients(make_mesh(*mesh_shape), case, weights, implementation=implementation)
     for name, gradient in want.items():
         np.testing.assert_allclose(got[name], gradient, atol=3e-5, err_msg=name)
 

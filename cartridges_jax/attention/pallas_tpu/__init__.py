@@ -1,0 +1,114 @@
+"""Attention on TPU: Pallas kernels for a prefix that all rows share and packed, causal rows.
+
+Two kernels, one forward and one backward. A kv head's keys stay in VMEM, the row's while its
+queries pass by and a shared prefix's for all rows, so every array is read from HBM once; inside,
+loops run over the blocks of keys that some query of the block sees, and over no others. The heads
+of a group are folded into the query block, and scores are kept transposed, [keys, group * queries]:
+what belongs to a query then lies along lanes. The backward kernel makes all five gradients from one
+recomputation of the scores; that of a shared prefix is summed in VMEM over queries, group and rows,
+in float32.
+
+Time grows with B * N * T * (P + visible row keys) * H: 2 products of that size forward, 5 backward.
+Memory beside inputs, outputs and gradients: one float32 per query and head (the log-sum-exp), the
+same again in the backward pass. Where the caller's arrays lie tokens first they are turned; inside
+a model XLA gives the projections' outputs the kernels' layout instead. Keys that do not fit VMEM
+(from some 10,000 with their gradients, heads of 128) are taken in chunks: the forward kernel reads
+them anew for each block of queries, the backward one runs once a chunk, with a float32 gradient of
+the queries each time. Figures of the design: WORKSPACE.md.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from cartridges_jax.attention.pallas_tpu.calls import backward_calls, forward_call
+from cartridges_jax.attention.pallas_tpu.plan import Blocks, pad, prepare
+
+
+def pallas_forward(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    prefix_k: Float[Array, "*R P K H"],
+    prefix_v: Float[Array, "*R P K H"],
+    segment_start: Int[Array, "B T"],
+    prefix_length: Int[Array, "*R"],
+    *,
+    scale: float,
+    blocks: Blocks | None = None,
+    interpret: bool = False,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """Attended values in the dtype of `q`, and the log-sum-exp of each query's scores, float32.
+
+    See `attention.api.attention`; here queries are the rows' own tokens. `blocks` are for tests.
+    """
+    plan, x = prepare(
+        q, k, v, prefix_k, prefix_v, segment_start, prefix_length, scale, blocks, interpret
+    )
+    out, lse = forward_call(plan, x).run()
+    B, T, N, _ = q.shape
+    return _tokens_first(out, q.shape), lse.transpose(0, 3, 1, 2)[:, :T].reshape(B, T, N)
+
+
+def _tokens_first(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """[B, K, G, T, H], padded, as [B, T, N, H]."""
+    return x.transpose(0, 3, 1, 2, 4)[:, : shape[1]].reshape(shape)
+
+
+def pallas_backward(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    prefix_k: Float[Array, "*R P K H"],
+    prefix_v: Float[Array, "*R P K H"],
+    segment_start: Int[Array, "B T"],
+    prefix_length: Int[Array, "*R"],
+    lse: Float[Array, "B T N"],
+    delta: Float[Array, "B T N"],
+    d_out: Float[Array, "B T N H"],
+    *,
+    scale: float,
+    blocks: Blocks | None = None,
+    interpret: bool = False,
+) -> tuple[jax.Array, ...]:
+    """Gradients of q, k, v, prefix_k, prefix_v; those of the prefix in float32.
+
+    Args beyond `pallas_forward`:
+      lse: as it returned.
+      delta: sum over H of out * d_out, minus the gradient of lse.
+      d_out: gradient of the attended values.
+    """
+    plan, x = prepare(
+        q, k, v, prefix_k, prefix_v, segment_start, prefix_length, scale, blocks, interpret
+    )
+    B, K, G, T, H = plan.B, plan.K, plan.G, plan.T, plan.H
+
+    def per_query(x: jax.Array) -> jax.Array:
+        return pad(x.reshape(B, -1, K, G).transpose(0, 2, 3, 1), 3, T)
+
+    d_folded = d_out.reshape(B, -1, K, G, H).transpose(0, 2, 3, 1, 4)
+    d_folded = pad(d_folded.astype(q.dtype), 3, T)
+    found = [
+        (parts, call.run())
+        for parts, call in backward_calls(plan, x, d_folded, per_query(lse), per_query(delta))
+    ]
+
+    def joined(part: str, output: int) -> jax.Array:
+        return jnp.concatenate([d[output] for parts, d in found if part in parts], axis=2)
+
+    dq = functools.reduce(jnp.add, (d[0] for _, d in found))
+    dk, dv, dpk, dpv = joined("row", 1), joined("row", 2), joined("prefix", 3), joined("prefix", 4)
+
+    def tokens_first(x: jax.Array, length: int) -> jax.Array:
+        return jnp.moveaxis(x[:, :, :length], 1, 2)
+
+    slots = prefix_k.shape[-3]
+    d_prefix = [tokens_first(x, slots) for x in (dpk, dpv)]
+    return (
+        _tokens_first(dq, q.shape),
+        tokens_first(dk, k.shape[1]),
+        tokens_first(dv, v.shape[1]),
+        *(x[0] if plan.shared else x for x in d_prefix),
+    )

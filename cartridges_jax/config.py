@@ -18,13 +18,18 @@ ConfigT = TypeVar("ConfigT")
 
 
 def setting(
-    default: Any, help: str, *, above: int | None = None, at_least: int | None = None
+    default: Any,
+    help: str,
+    *,
+    above: int | None = None,
+    at_least: int | None = None,
+    at_most: int | None = None,
 ) -> Any:
     """Declares a field of a stage's configuration; `help` names the unit.
 
-    `above` and `at_least` are the bounds that `check_ranges` holds it to.
+    `above`, `at_least` and `at_most` are the bounds that `check_ranges` holds it to.
     """
-    metadata = {"help": help, "above": above, "at_least": at_least}
+    metadata = {"help": help, "above": above, "at_least": at_least, "at_most": at_most}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -73,6 +78,9 @@ def check_ranges(config: Any) -> None:
             raise InputError(f"{field.name} must be above {above}, got {value}")
         if at_least is not None and not value >= at_least:
             raise InputError(f"{field.name} must be at least {at_least}, got {value}")
+        at_most = field.metadata["at_most"]
+        if at_most is not None and not value <= at_most:
+            raise InputError(f"{field.name} must be at most {at_most}, got {value}")
 
 
 def first_difference(saved: Any, now: Any, path: str = "") -> str | None:

@@ -7,6 +7,7 @@ cartridges_jax/embedded/README.md. Stop it at any moment and start it again: it 
 last checkpoint and ends with the same weights. `--export` writes the Hugging Face folder.
 """
 
+import collections
 import functools
 import os
 import time
@@ -22,6 +23,7 @@ os.environ.setdefault(
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import app, flags
 from etils import epath
@@ -38,15 +40,17 @@ from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.rope import Rope
 from cartridges_jax.models.tokenizer import SentencePieceTokenizer, Tokenizer
 from cartridges_jax.models.transformer import Transformer
-from cartridges_jax.sharding import TOKENS_BT, make_mesh, place
+from cartridges_jax.sharding import ACT_BTD, TOKENS_BT, make_mesh, place
 
 _OUT = flags.DEFINE_string("out", "runs/embedded", "Folder of checkpoints, logs and the model.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and data.")
 _EXPORT = flags.DEFINE_bool("export", False, "Only write the last checkpoint as a model folder.")
 
-TOKENS_PER_STEP = 6144
-PEAK_RATE, FINAL_SHARE, WARMUP, DECAY_SHARE = 3e-3, 0.03, 60, 0.55
+TOKENS_PER_STEP = 8192
+PEAK_RATE, FINAL_SHARE, WARMUP, DECAY_SHARE = 3e-3, 0.03, 60, 0.4
 CHECKPOINT_EVERY = 100  # steps
+VALIDATE_EVERY = 300
+VALIDATION_ROWS, VALIDATION_LENGTH = 32, 1024
 
 
 def model_config(tokenizer: Tokenizer) -> ModelConfig:
@@ -55,7 +59,7 @@ def model_config(tokenizer: Tokenizer) -> ModelConfig:
         vocab_size=tokenizer.vocab_size,
         hidden_size=128,
         mlp_size=384,
-        num_layers=4,
+        num_layers=6,
         num_heads=4,
         num_kv_heads=4,
         head_dim=32,
@@ -66,7 +70,7 @@ def model_config(tokenizer: Tokenizer) -> ModelConfig:
         mlp_bias=False,
         qk_norm=False,
         tie_embeddings=True,
-        max_position_embeddings=1024,
+        max_position_embeddings=2048,
         bos_token_id=tokenizer.special_id(tokenizer_training.BEGIN),
         eos_token_ids=(tokenizer.special_id(tokenizer_training.END),),
     )
@@ -86,6 +90,28 @@ def batches(seed: int, template: ChatTemplate, first_step: int):
         dataset = grain.MapDataset.range(done * rows, steps * rows).map(make).batch(rows)
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
         yield from dataset.to_iter_dataset(options)
+
+
+@jax.custom_vjp
+def pick(hidden, index, place):
+    """The hidden states [B, M, D] at target positions; `place` [B, T] is the way back, M for none.
+
+    With the way back known the gradient is a gather too: a scatter is slow on a CPU.
+    """
+    del place
+    return jnp.take_along_axis(hidden, index[..., None], axis=1)
+
+
+def _pick_fwd(hidden, index, place):
+    return pick(hidden, index, place), place
+
+
+def _pick_bwd(place, g):
+    g = jnp.pad(g, ((0, 0), (0, 1), (0, 0)))
+    return jnp.take_along_axis(g, place[..., None], axis=1), None, None
+
+
+pick.defvjp(_pick_fwd, _pick_bwd)
 
 
 @jax.custom_vjp
@@ -113,12 +139,46 @@ def loss_fn(model: Transformer, batch):
     tokens = batch["token_ids"]
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape, out_sharding=TOKENS_BT)
     hidden, _ = model(tokens, positions, jnp.zeros_like(tokens))
-    targets = jnp.roll(tokens, -1, axis=1)  # the last position has weight 0
-    nll = cross_entropy(model.logits(hidden), targets)
-    weight = batch["loss_weight"]
+    at = (ACT_BTD, TOKENS_BT, TOKENS_BT)
+    picked = jax.shard_map(pick, in_specs=at, out_specs=ACT_BTD, check_vma=False)(
+        hidden, batch["index"], batch["place"]
+    )
+    nll = cross_entropy(model.logits(picked), batch["target"])
+    weight = batch["weight"]
     answers = weight == training_data.WEIGHT_ANSWER
     answer_loss = jnp.sum(nll * answers) / jnp.maximum(jnp.sum(answers), 1)
     return jnp.sum(nll * weight) / jnp.sum(weight), answer_loss
+
+
+@jax.jit
+def is_predicted(model: Transformer, tokens):
+    """Whether each token but the first is what the model would have said [B, T - 1]."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape, out_sharding=TOKENS_BT)
+    hidden, _ = model(tokens, positions, jnp.zeros_like(tokens))
+    said = jax.lax.map(lambda h: model.logits(h[None]).argmax(-1)[0], hidden)
+    return said[:, :-1] == tokens[:, 1:]
+
+
+class Validation:
+    """Exact match by question type on held-out rows.
+
+    Where every token of an answer is the likeliest after the right ones before it, greedy decoding
+    gives that answer: one pass over the rows tells it for all of them.
+    """
+
+    def __init__(self, mesh, template: ChatTemplate):
+        rows = training_data.held_out_rows(VALIDATION_ROWS, VALIDATION_LENGTH, template)
+        self._answers = [row.answers for row in rows]
+        tokens = np.stack([row.padded(template.tokenizer.pad_id) for row in rows])
+        self._tokens = place(mesh, tokens, TOKENS_BT)
+
+    def __call__(self, model: Transformer) -> dict[str, float]:
+        right = np.asarray(is_predicted(model, self._tokens))
+        found: dict[str, list[bool]] = collections.defaultdict(list)
+        for row, answers in enumerate(self._answers):
+            for a in answers:
+                found[a.kind].append(bool(right[row, a.start - 1 : a.end - 1].all()))
+        return {kind: float(np.mean(found[kind])) for kind in sorted(found)}
 
 
 def main(_) -> None:
@@ -165,6 +225,7 @@ def main(_) -> None:
             hf.export_folder(out / "model", model, tokenizer, template.source)
             print(f"step {step} of {total} written to {out / 'model'}")
             return
+        validation = Validation(mesh, template)
         with MetricsLog(out, step) as log, progress(total, "pretrain", "step", step) as bar:
             started = time.perf_counter()
             for batch in batches(_SEED.value, template, step):
@@ -181,6 +242,10 @@ def main(_) -> None:
                     bar.set_postfix(
                         loss=f"{loss:.3f}", answer=f"{answer_loss:.3f}", tok_s=f"{rate:.0f}"
                     )
+                if step % VALIDATE_EVERY == 0 or step == total:
+                    scores = validation(model)
+                    log.write(step, **{f"right/{kind}": x for kind, x in scores.items()})
+                    bar.write(f"{step:6d} " + "  ".join(f"{k} {x:.2f}" for k, x in scores.items()))
                 if step % CHECKPOINT_EVERY == 0 or step == total:
                     checkpoints.save(step, (nnx.state(model), opt_state), {})
         hf.export_folder(out / "model", model, tokenizer, template.source)

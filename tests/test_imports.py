@@ -21,7 +21,12 @@ LAYERS = (
     ("cli", "__init__"),
 )
 # Text generators that know no model; used by everything that makes or asks embedded documents.
-FREE = {"embedded.documents", "embedded.pools", "self_study.prompts"}
+FREE = {
+    "embedded.documents",
+    "embedded.pools",
+    "self_study.prompts",
+    *(f"embedded.world.{m.stem}" for m in (ROOT / "embedded" / "world").glob("*.py")),
+}
 
 
 def imports(path: pathlib.Path) -> set[str]:
@@ -55,6 +60,7 @@ def test_corpus_prompts_and_command_line_do_not_import_jax():
     code = (
         "import sys, cartridges_jax, cartridges_jax.corpus, cartridges_jax.cli\n"
         "import cartridges_jax.self_study.prompts, cartridges_jax.embedded.documents\n"
+        "import cartridges_jax.embedded.world.understanding\n"
         "assert 'jax' not in sys.modules, 'jax was imported'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -10,9 +10,12 @@ import random
 
 import sentencepiece
 
-from cartridges_jax.embedded.documents import draw_seed_turn, draw_turn, make_document
+from cartridges_jax.embedded.world import genres
+from cartridges_jax.embedded.world.asking import draw_turn
+from cartridges_jax.embedded.world.seeding import draw_seed_turn
+from cartridges_jax.embedded.world.writing import write_document
 
-VOCAB_SIZE = 2048
+VOCAB_SIZE = 3072
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 OWN_SYMBOLS = "\n.,:;?!'\"*{}[]()-"  # always a token alone, so that "1962." is not a word
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -29,7 +32,7 @@ def train_tokenizer(seed: int = 0, num_documents: int = 4000) -> bytes:
 
     def sentences():
         for _ in range(num_documents):
-            document = make_document(rng, rng.randrange(1, 6))
+            document = write_document(rng, rng.choice(genres.TRAINING), 1200, "train", 0.6)
             yield document.title
             yield from document.text.split("\n")
             for turn in [draw_turn(rng, document) for _ in range(6)] + [

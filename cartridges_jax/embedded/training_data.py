@@ -2,23 +2,30 @@
 
 Row `index` of a phase depends only on (seed, phase, index), so training resumes exactly and reads
 no file. Loss weights: text of the document 0.1, questions 0.2, answers 1.0, messages written for a
-seed prompt 0.5; in a fact stream 1.0 on words that were stated before, 0.1 elsewhere.
+seed prompt 0.5; in a fact stream 1.0 on words that were stated before, 0.1 elsewhere. A row has
+places for as many targets as half its length: answers come first, then as much of the rest as fits,
+drawn at random and weighted up, so that the sum stays what it would have been.
 """
 
 import dataclasses
 import random
+from collections.abc import Callable
 
 import numpy as np
 
-from cartridges_jax.embedded import documents
-from cartridges_jax.embedded.documents import GeneratedDocument, Turn
+from cartridges_jax.embedded.world import asking, genres
+from cartridges_jax.embedded.world.asking import Turn
+from cartridges_jax.embedded.world.schema import GeneratedDocument
+from cartridges_jax.embedded.world.seeding import draw_seed_turn
+from cartridges_jax.embedded.world.writing import write_document
 from cartridges_jax.models.chat_template import ChatTemplate, Message
 
 WEIGHT_TEXT, WEIGHT_QUESTION, WEIGHT_ANSWER, WEIGHT_ASKED = 0.1, 0.2, 1.0, 0.5
-TOKENS_PER_PERSON = 60  # with fillers, measured
-WINDOW_SHARE = 0.5  # rows whose context begins and ends anywhere in a text, as chunks do
-ASK_FIRST_SHARE = 0.35  # conversations that open with a seed prompt, as bot A's do
-ASK_SHARE = 0.06  # of the later turns
+CHARACTERS_PER_TOKEN = 3.6  # of these texts
+WINDOW_SHARE = 0.4  # rows whose context begins and ends anywhere in a text, as chunks do
+ASK_FIRST_SHARE = 0.4  # conversations that open with a seed prompt, as bot A's do
+ASK_SHARE = 0.1  # of the later turns
+MOST_FILLERS = 4.0  # sentences without a fact for each one with a fact; drawn from 0, mostly few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +38,21 @@ class Phase:
 
 
 PHASES = (
-    Phase(192, 1_500_000, 0.50),
-    Phase(256, 3_000_000, 0.25),
-    Phase(512, 14_000_000, 0.08),
-    Phase(1024, 10_000_000, 0.03),
+    Phase(256, 4_000_000, 0.40),
+    Phase(256, 8_000_000, 0.10),
+    Phase(512, 20_000_000, 0.05),
+    Phase(1024, 40_000_000, 0.02),
+    Phase(2048, 28_000_000, 0.02),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerSpan:
+    """Where a row holds an answer: the tokens [start, end), the closing one included."""
+
+    kind: str
+    start: int
+    end: int
 
 
 class RowBuilder:
@@ -45,6 +62,7 @@ class RowBuilder:
         self.row_length = row_length
         self.token_ids: list[int] = []
         self.weights: list[float] = []
+        self.answers: list[AnswerSpan] = []
 
     def add(self, token_ids: list[int], weights: list[float]) -> bool:
         """Appends if it fits; returns whether it did."""
@@ -54,16 +72,41 @@ class RowBuilder:
         self.weights += weights
         return True
 
-    def finish(self, pad_id: int) -> dict[str, np.ndarray]:
-        """Returns `token_ids` [T] and `loss_weight` [T]: position t's for predicting t + 1."""
+    def padded(self, pad_id: int) -> np.ndarray:
+        """Token ids [T]."""
         token_ids = np.full(self.row_length, pad_id, np.int32)
         token_ids[: len(self.token_ids)] = self.token_ids
-        weights = np.zeros(self.row_length, np.float32)
-        weights[: len(self.weights) - 1] = self.weights[1:]
-        return {"token_ids": token_ids, "loss_weight": weights}
+        return token_ids
+
+    def finish(self, rng: random.Random, pad_id: int) -> dict[str, np.ndarray]:
+        """A training row with M = T / 2 places for targets.
+
+        Returns:
+          `token_ids` [T]; `index` [M], positions whose next token is a target; `target` [M], that
+          token; `weight` [M], 0 where a place is not used; `place` [T], the place of each position,
+          M for none.
+        """
+        places = self.row_length // 2
+        known = [(i, w) for i, w in enumerate(self.weights[1:]) if w > 0]
+        first = [x for x in known if x[1] >= WEIGHT_ASKED][:places]
+        rest = [x for x in known if x[1] < WEIGHT_ASKED]
+        drawn = rng.sample(rest, min(len(rest), places - len(first)))
+        share = len(rest) / max(len(drawn), 1)
+        chosen = first + [(i, w * share) for i, w in drawn]
+        token_ids = self.padded(pad_id)
+        index = np.zeros(places, np.int32)
+        weight = np.zeros(places, np.float32)
+        index[: len(chosen)] = [i for i, _ in chosen]
+        weight[: len(chosen)] = [w for _, w in chosen]
+        place = np.full(self.row_length, places, np.int32)
+        place[index[: len(chosen)]] = np.arange(len(chosen))
+        return {
+            "token_ids": token_ids, "index": index, "target": token_ids[index + 1],
+            "weight": weight, "place": place,
+        }  # fmt: skip
 
 
-def _turn_tokens(template: ChatTemplate, turn: Turn) -> tuple[list[int], list[float]]:
+def _turn_tokens(template: ChatTemplate, turn: Turn) -> tuple[list[int], list[float], list[bool]]:
     messages = [
         Message(role="user", content=turn.question),
         Message(role="assistant", content=turn.answer),
@@ -72,26 +115,31 @@ def _turn_tokens(template: ChatTemplate, turn: Turn) -> tuple[list[int], list[fl
     answer = WEIGHT_ASKED if turn.kind == "ask" else WEIGHT_ANSWER
     # A seed prompt is never predicted: it comes from a fixed list.
     question = 0.0 if turn.kind == "ask" else WEIGHT_QUESTION
-    return suffix.token_ids.tolist(), [answer if a else question for a in suffix.is_answer]
+    is_answer = [bool(a) for a in suffix.is_answer]
+    return suffix.token_ids.tolist(), [answer if a else question for a in is_answer], is_answer
 
 
 def _document_of_size(rng: random.Random, num_tokens: int) -> GeneratedDocument:
-    people = max(1, round(num_tokens / TOKENS_PER_PERSON))
+    size = int(num_tokens * CHARACTERS_PER_TOKEN)
+    genre = rng.choice(genres.TRAINING)
+    fillers = MOST_FILLERS * rng.random() ** 2
     if rng.random() >= WINDOW_SHARE:
-        return documents.make_document(rng, people)
-    document = documents.make_document(rng, people + 2)
-    size = len(document.text) * people // (people + 2)
-    start = rng.randrange(len(document.text) - size + 1)
+        return write_document(rng, genre, size, "train", fillers)
+    document = write_document(rng, genre, int(size * rng.uniform(1.2, 2.5)), "train", fillers)
+    start = rng.randrange(max(len(document.text) - size, 0) + 1)
     return document.window(start, start + size)
 
 
 def conversation_row(
-    rng: random.Random, template: ChatTemplate, row_length: int
-) -> dict[str, np.ndarray]:
-    """Builds a row: a context of 30 to 75 % of its length, then turns until it is full."""
+    rng: random.Random,
+    template: ChatTemplate,
+    row_length: int,
+    draw_document: Callable[[random.Random, int], GeneratedDocument] = _document_of_size,
+) -> RowBuilder:
+    """Builds a row: a context of 20 to 65 % of its length, then turns until it is full."""
     row = RowBuilder(row_length)
     while True:
-        document = _document_of_size(rng, int(row_length * rng.uniform(0.3, 0.75)))
+        document = draw_document(rng, int(row_length * rng.uniform(0.2, 0.65)))
         context = template.render_context(document.title, document.text)
         if row.add(context, [WEIGHT_TEXT] * len(context)):
             break
@@ -99,29 +147,34 @@ def conversation_row(
     while document.facts:
         ask = rng.random() < (ASK_FIRST_SHARE if first else ASK_SHARE)
         first = False
-        turn = (documents.draw_seed_turn if ask else documents.draw_turn)(rng, document)
-        if turn is not None and not row.add(*_turn_tokens(template, turn)):
+        turn = (draw_seed_turn if ask else asking.draw_turn)(rng, document)
+        if turn is None:
+            continue
+        start = len(row.token_ids)
+        token_ids, weights, is_answer = _turn_tokens(template, turn)
+        if not row.add(token_ids, weights):
             break
-    return row.finish(template.tokenizer.pad_id)
+        begin = start + is_answer.index(True)
+        row.answers.append(AnswerSpan(turn.kind, begin, len(row.token_ids)))
+    return row
 
 
-def stream_row(
-    rng: random.Random, template: ChatTemplate, row_length: int
-) -> dict[str, np.ndarray]:
+def stream_row(rng: random.Random, template: ChatTemplate, row_length: int) -> RowBuilder:
     """Builds a row of repeated statements."""
     row = RowBuilder(row_length)
     encode = template.tokenizer.encode
     row.add(template.empty_context(), [0.0])
-    for text, known in documents.fact_stream(rng, row_length // 6):
+    document = write_document(rng, rng.choice(genres.TRAINING), 2500, "train", 0.0)
+    for text, known in asking.fact_stream(rng, document, row_length // 8):
         ids = encode(text)
         weights = [WEIGHT_TEXT] * len(ids)
         if known:
-            head, tail = text.split(known, 1)
+            head, tail = text.rsplit(known, 1)
             begin, end = len(encode(head.rstrip())), len(ids) - len(encode(tail)) + 1
             weights[begin:end] = [WEIGHT_ANSWER] * len(weights[begin:end])
         if not row.add(ids, weights):
             break
-    return row.finish(template.tokenizer.pad_id)
+    return row
 
 
 def make_row(
@@ -131,4 +184,15 @@ def make_row(
     phase = PHASES[phase_index]
     rng = random.Random(f"row {seed} {phase_index} {index}")
     make = stream_row if rng.random() < phase.stream_share else conversation_row
-    return make(rng, template, phase.row_length)
+    return make(rng, template, phase.row_length).finish(rng, template.tokenizer.pad_id)
+
+
+def held_out_rows(count: int, row_length: int, template: ChatTemplate) -> list[RowBuilder]:
+    """Rows whose documents, wordings and seeds training never sees: facts thinly spread."""
+
+    def document(rng: random.Random, num_tokens: int) -> GeneratedDocument:
+        genre = rng.choice(genres.TRAINING)
+        return write_document(rng, genre, int(num_tokens * CHARACTERS_PER_TOKEN), "test", 3.0)
+
+    rng = random.Random("held-out rows")
+    return [conversation_row(rng, template, row_length, document) for _ in range(count)]

@@ -3,12 +3,22 @@
 `LocalClient` is our own model: it reads the chunk once and shares its KV among all requests.
 """
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from cartridges_jax.corpus import Chunk
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.chat_template import Message
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What a bot said. `confidence` is the geometric mean of the probabilities of its tokens."""
+
+    text: str
+    confidence: float
 
 
 @runtime_checkable
@@ -22,7 +32,7 @@ class ChunkReader(Protocol):
         temperature: float,
         max_new_tokens: int,
         seeds: Sequence[int],
-    ) -> list[str | None]:
+    ) -> list[Reply | None]:
         """Answers every request; None where the answer did not end within its tokens."""
         ...
 
@@ -66,7 +76,7 @@ class LocalReader:
         temperature: float,
         max_new_tokens: int,
         seeds: Sequence[int],
-    ) -> list[str | None]:
+    ) -> list[Reply | None]:
         answers = self._model.generate(
             requests,
             self._prefix,
@@ -75,4 +85,9 @@ class LocalReader:
             seeds=seeds,
             batch_size=self._batch_size,
         )
-        return [a.text if a.finish_reason == "stop" else None for a in answers]
+        return [
+            Reply(a.text, math.exp(sum(a.logprobs) / max(len(a.logprobs), 1)))
+            if a.finish_reason == "stop"
+            else None
+            for a in answers
+        ]

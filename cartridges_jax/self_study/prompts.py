@@ -7,6 +7,7 @@ embedded model has learned these very sentences, and a large model needs no more
 """
 
 import random
+import re
 
 SEED_PROMPTS: dict[str, tuple[str, ...]] = {
     "structuring": (
@@ -36,8 +37,73 @@ SEED_PROMPTS: dict[str, tuple[str, ...]] = {
 FAMILIES = tuple(SEED_PROMPTS)
 
 
-def draw_seed_prompts(rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """Draws `count` (family, prompt) pairs, families in turn from a random start."""
+# Prompts that show bot A the very sentence to ask about: its questions then cover the text evenly
+# and name what is there, which small models do not manage alone.
+FOCUSED_PROMPTS: dict[str, tuple[str, ...]] = {
+    "structuring": (
+        "Write one message that asks for something of this as JSON, YAML or a list. Name it.",
+        "Ask, in one message, for a list or a form with facts from here. Be specific.",
+    ),
+    "summarization": (
+        "Write one message that asks for a summary of what the text says about this. Name it.",
+        "Ask, in one message, to sum up the text on what is named here.",
+    ),
+    "question": (
+        "Write one question that tests knowledge of this detail. Name who or what.",
+        "Ask one question about this part of the text. It must be clear without the text.",
+        "Write a question that only somebody can answer who has read this closely.",
+        "Ask something that needs this, alone or with another fact of the text.",
+    ),
+    "use_case": (
+        "Think of a person who needs this at work. Write the message this person would send.",
+        "Write one practical request that this part of the text can answer.",
+    ),
+    "creative": (
+        "Write one message with a playful or creative task about this. Name what it is about.",
+        "Ask for a short creative piece that uses this. Name whom or what it is about.",
+    ),
+}
+PROMPTS = {"general": SEED_PROMPTS, "focused": FOCUSED_PROMPTS}
+_SENTENCE = re.compile(r"\S.*?(?:[.!?][\"')\]]*(?=\s)|$)", re.MULTILINE)
+LONGEST_FOCUS = 200  # characters
+
+
+def draw_focus(rng: random.Random, text: str) -> tuple[int, int]:
+    """Draws one sentence or line of a text, each as likely as its length.
+
+    Returns:
+      Where it begins and ends; long ones are cut.
+    """
+    at = rng.randrange(max(len(text), 1))
+    found = (0, min(len(text), LONGEST_FOCUS))
+    for match in _SENTENCE.finditer(text):
+        if match.start() > at:
+            break
+        found = match.span()
+    return found[0], min(found[1], found[0] + LONGEST_FOCUS)
+
+
+def focused_prompt(rng: random.Random, family: str, focus: str) -> str:
+    """A seed prompt of a family about a sentence of the text."""
+    return f"{rng.choice(FOCUSED_PROMPTS[family])}\n\n{focus}"
+
+
+def draw_seed_prompts(
+    rng: random.Random, count: int, text: str | None = None
+) -> list[tuple[str, str]]:
+    """Draws `count` (family, prompt) pairs, families in turn from a random start.
+
+    Args:
+      rng: source of every choice.
+      count: how many.
+      text: what each prompt shows a sentence of; None for the general prompts.
+    """
     first = rng.randrange(len(FAMILIES))
     families = [FAMILIES[(first + i) % len(FAMILIES)] for i in range(count)]
-    return [(family, rng.choice(SEED_PROMPTS[family])) for family in families]
+    if text is None:
+        return [(family, rng.choice(SEED_PROMPTS[family])) for family in families]
+    spans = [draw_focus(rng, text) for _ in families]
+    return [
+        (family, focused_prompt(rng, family, text[start:end]))
+        for family, (start, end) in zip(families, spans, strict=True)
+    ]

@@ -11,6 +11,7 @@ import json
 import os
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 from cartridges_jax import files
 from cartridges_jax.config import check_ranges, digest, setting, to_dict
@@ -21,7 +22,7 @@ from cartridges_jax.metrics import progress
 from cartridges_jax.models.chat_template import Message
 from cartridges_jax.self_study.clients import Client, LocalClient
 from cartridges_jax.self_study.conversation import SHARDS, Conversation
-from cartridges_jax.self_study.prompts import SEED_PROMPTS, draw_seed_prompts
+from cartridges_jax.self_study.prompts import LONGEST_FOCUS, PROMPTS, draw_seed_prompts
 from cartridges_jax.shards import ShardSet
 
 
@@ -50,6 +51,18 @@ class SynthesisConfig:
     )
     answer_max_tokens: int = setting(
         96, "Longest answer, tokens; longer ones are dropped.", above=0
+    )
+    seed_prompts: Literal["general", "focused"] = setting(
+        "general",
+        "What bot A is told: general, the paper's kind; focused, with a sentence of the chunk to "
+        "ask about, so that questions cover the text evenly.",
+    )
+    min_confidence: float = setting(
+        0.0,
+        "Drop a conversation if the geometric mean of the probabilities of its question's or of "
+        "its answer's tokens is below this, 0 to 1.",
+        at_least=0,
+        at_most=1,
     )
     seed: int = setting(0, "Seed of chunks, prompts and sampling.", at_least=0)
 
@@ -108,7 +121,7 @@ def synthesize(
     window = model.config.window
     if not documents:
         raise InputError("there is no document to study")
-    need = config.chunk_max_tokens + _frame_tokens(model, documents)
+    need = config.chunk_max_tokens + _frame_tokens(model, documents, config)
     need += config.question_max_tokens + config.answer_max_tokens
     if need > window:
         raise InputError(
@@ -120,7 +133,7 @@ def synthesize(
     inputs = to_dict(config) | {
         "model": client.fingerprint,
         "corpus": [{"name": d.name, "sha256": d.sha256} for d in documents],
-        "seed_prompts": digest(SEED_PROMPTS),
+        "prompts": digest(PROMPTS[config.seed_prompts]),
     }
     # How many conversations are wanted is not an input: a larger run continues a smaller one.
     del inputs["num_conversations"]
@@ -138,18 +151,22 @@ def synthesize(
         if index > 50 + 20 * config.num_conversations / config.conversations_per_chunk:
             raise InputError(
                 f"after {index} chunks only {shards.num_records} of {config.num_conversations} "
-                "conversations ended within their tokens; raise question_max_tokens and "
-                "answer_max_tokens"
+                "conversations ended within their tokens, or were sure enough; raise "
+                "question_max_tokens and answer_max_tokens, or lower min_confidence"
             )
     bar.close()
     return shards
 
 
-def _frame_tokens(model: LanguageModel, documents: Sequence[Document]) -> int:
+def _frame_tokens(
+    model: LanguageModel, documents: Sequence[Document], config: SynthesisConfig
+) -> int:
     """Tokens beside chunk, question and answer: the longest title and seed, in their frames."""
     title = max(len(model.template.render_context(d.title, "")) for d in documents)
-    prompts = [prompt for family in SEED_PROMPTS.values() for prompt in family]
+    prompts = [prompt for family in PROMPTS[config.seed_prompts].values() for prompt in family]
     seed = max(len(model.render_prompt(prompt, has_context=True)) for prompt in prompts)
+    if config.seed_prompts == "focused":  # a token may be a character, in the worst case
+        seed += min(LONGEST_FOCUS, config.chunk_max_tokens)
     return title + seed
 
 
@@ -158,7 +175,8 @@ def _study_unit(
 ) -> list[Conversation]:
     rng = random.Random(f"unit {config.seed} {index}")
     chunk = drawer.chunk(rng)
-    seeds = draw_seed_prompts(rng, config.conversations_per_chunk)
+    focused = config.seed_prompts == "focused"
+    seeds = draw_seed_prompts(rng, config.conversations_per_chunk, chunk.text if focused else None)
     reader = client.read(chunk)
     questions = reader.complete(
         [[Message(role="user", content=prompt)] for _, prompt in seeds],
@@ -166,8 +184,12 @@ def _study_unit(
         max_new_tokens=config.question_max_tokens,
         seeds=[rng.randrange(2**31) for _ in seeds],
     )
-    said = [without_thoughts(q or "") for q in questions]
-    asked = [(seed, q) for seed, q in zip(seeds, said, strict=True) if q.strip()]
+    asked: list[tuple[tuple[str, str], str]] = []
+    for seed, reply in zip(seeds, questions, strict=True):
+        if reply is not None and reply.confidence >= config.min_confidence:
+            question = without_thoughts(reply.text)
+            if question.strip():
+                asked.append((seed, question))
     if not asked:
         return []
     answers = reader.complete(
@@ -178,10 +200,10 @@ def _study_unit(
     )
     conversations = []
     for (seed, question), answer in zip(asked, answers, strict=True):
-        if answer and answer.strip():
+        if answer and answer.text.strip() and answer.confidence >= config.min_confidence:
             messages = (
                 Message(role="user", content=question),
-                Message(role="assistant", content=answer),
+                Message(role="assistant", content=answer.text),
             )
             name = f"{index}-{len(conversations)}"
             conversations.append(Conversation(name, chunk, *seed, messages))

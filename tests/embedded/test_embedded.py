@@ -9,11 +9,12 @@ import pytest
 
 from cartridges_jax.embedded import documents, training_data
 from cartridges_jax.embedded.induction_init import induction_initialize
-from cartridges_jax.embedded.tokenizer_training import train_tokenizer
+from cartridges_jax.embedded.tokenizer_training import CHAT_TEMPLATE, train_tokenizer
 from cartridges_jax.evaluation.arms import answer, control_arms
 from cartridges_jax.evaluation.scoring import is_right
 from cartridges_jax.evaluation.suites import embedded_questions, held_out_document
-from cartridges_jax.models.hub import EMBEDDED_FOLDER
+from cartridges_jax.models.chat_template import ChatTemplate
+from cartridges_jax.models.tokenizer import SentencePieceTokenizer
 from cartridges_jax.sharding import TOKENS_BT, local_mesh, place
 
 
@@ -79,16 +80,57 @@ def test_lookups_answer_what_they_ask():
         assert fact.value in sentence and fact.value in turn.answer
 
 
-def test_training_rows_depend_on_seed_and_index_alone(embedded):
-    a, b = (training_data.make_row(0, 1, 5, embedded.template) for _ in range(2))
-    np.testing.assert_array_equal(a["token_ids"], b["token_ids"])
-    other = training_data.make_row(0, 1, 6, embedded.template)
+@pytest.fixture(scope="module")
+def next_template():
+    """Of the model that the training code makes next; the shipped weights have an older one."""
+    tokenizer = SentencePieceTokenizer(train_tokenizer(0), legacy=True)
+    return ChatTemplate(tokenizer, CHAT_TEMPLATE)
+
+
+@pytest.mark.parametrize("phase", range(len(training_data.PHASES)))
+def test_training_rows_depend_on_seed_and_index_alone(next_template, phase):
+    a, b = (training_data.make_row(0, phase, 5, next_template) for _ in range(2))
+    other = training_data.make_row(0, phase, 6, next_template)
     assert (a["token_ids"] != other["token_ids"]).any()
-    assert a["loss_weight"].max() == 1.0 and a["loss_weight"][-1] == 0.0
+    for name, values in a.items():
+        np.testing.assert_array_equal(values, b[name])
+
+
+def test_targets_of_a_row_are_its_own_next_tokens(next_template):
+    row = training_data.make_row(0, 2, 3, next_template)
+    places = len(row["index"])
+    assert places == len(row["token_ids"]) // 2
+    used = np.flatnonzero(row["weight"])
+    at = row["index"][used]
+    assert len(np.unique(at)) == len(at) > 0.5 * places
+    np.testing.assert_array_equal(row["target"][used], row["token_ids"][at + 1])
+    np.testing.assert_array_equal(row["place"][at], used)
+    assert np.sum(row["place"] < places) == len(used)
+    assert training_data.WEIGHT_ANSWER in row["weight"]
+
+
+def test_answers_of_held_out_rows_are_where_they_say(next_template):
+    tokenizer = next_template.tokenizer
+    [row] = training_data.held_out_rows(1, 1024, next_template)
+    assert len(row.answers) > 5
+    for span in row.answers:
+        assert row.token_ids[span.end - 1] == tokenizer.special_id("<|end|>")
+        assert row.token_ids[span.start - 1] == tokenizer.special_id("<|assistant|>")
+        expected = training_data.WEIGHT_ASKED if span.kind == "ask" else 1.0
+        assert set(row.weights[span.start : span.end]) == {expected}
 
 
 def test_the_tokenizer_is_made_again_bit_for_bit():
-    assert train_tokenizer(0) == (EMBEDDED_FOLDER / "tokenizer.model").read_bytes()
+    assert train_tokenizer(1, 200) == train_tokenizer(1, 200)
+
+
+def test_the_tokenizer_knows_the_words_of_its_world(next_template):
+    """Common names, years and nouns are a token each; anything else still round-trips."""
+    tokenizer = next_template.tokenizer
+    for text in ("Helen", "1967", "birth", "room", "serial"):
+        assert len(tokenizer.encode(text)) == 1, text
+    for text in ("QX-7042-bf /h/1ac", "naïve 漢字 🙂"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_the_start_weights_hold_induction_heads(embedded):

@@ -7,7 +7,7 @@ import pytest
 from cartridges_jax.corpus import Document
 from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation.suites import held_out_document
-from cartridges_jax.self_study.prompts import FAMILIES, SEED_PROMPTS
+from cartridges_jax.self_study.prompts import FAMILIES, FOCUSED_PROMPTS, SEED_PROMPTS
 from cartridges_jax.self_study.synthesize import (
     SynthesisConfig,
     load_conversations,
@@ -37,6 +37,23 @@ def test_conversations_are_whole(embedded, document, tmp_path):
         assert c.seed_prompt in SEED_PROMPTS[c.family]
         assert c.chunk.text in document.text
     assert set(collections.Counter(c.family for c in found)) == set(FAMILIES)
+
+
+def test_focused_prompts_show_a_sentence_of_the_chunk(embedded, document, tmp_path):
+    focused = SynthesisConfig(**(vars(CONFIG) | {"seed_prompts": "focused"}))
+    for c in everything(synthesize(embedded, [document], tmp_path, focused)):
+        prompt, _, focus = c.seed_prompt.partition("\n\n")
+        assert prompt in FOCUSED_PROMPTS[c.family]
+        assert focus and focus in c.chunk.text
+
+
+def test_unsure_conversations_are_dropped(embedded, document, tmp_path):
+    every = synthesize(embedded, [document], tmp_path / "every", CONFIG)
+    sure = SynthesisConfig(**(vars(CONFIG) | {"min_confidence": 0.8}))
+    some = synthesize(embedded, [document], tmp_path / "some", sure)
+    said = {str(c.messages) for c in load_conversations(every, 0)}
+    kept = {str(c.messages) for c in load_conversations(some, 0)}
+    assert kept < said
 
 
 def test_a_longer_run_begins_like_a_shorter_one(embedded, document, tmp_path):
@@ -71,6 +88,8 @@ def test_a_folder_of_other_settings_is_refused(embedded, document, tmp_path):
         ({"chunk_min_tokens": 300}, "exceeds"),
         ({"chunk_max_tokens": 5000}, "lower chunk_max_tokens"),
         ({"answer_max_tokens": 1}, "raise question_max_tokens"),
+        ({"min_confidence": 1.0}, "lower min_confidence"),
+        ({"min_confidence": 1.5}, "min_confidence must be at most 1, got 1.5"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(embedded, document, tmp_path, change, words):

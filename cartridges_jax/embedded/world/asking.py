@@ -1,0 +1,403 @@
+"""Questions about a document of the world, each with its right answer.
+
+Wordings named `UNSEEN_...` are for testing alone, as those of a genre under `unseen`.
+"""
+
+import dataclasses
+import random
+
+from cartridges_jax.embedded.world.answering import LESS, MORE, Answers
+from cartridges_jax.embedded.world.schema import GeneratedDocument, Quotation, Statement
+
+QUESTIONS = (
+    "What is the {noun} of {E}?",
+    "What is {E}'s {noun}?",
+    "Tell me the {noun} of {E}.",
+    "Which {noun} does {E} have?",
+)
+UNSEEN_QUESTIONS = ("Which {noun} does the text give for {E}?", "Please name the {noun} of {E}.")
+REVERSE = ("Whose {noun} is {V}?", "Which {thing} has the {noun} {V}?")
+UNSEEN_REVERSE = ("Name the {thing} with the {noun} {V}.",)
+USE_CASES = (
+    "I am filling in a form for {E}. Which {noun} do I write?",
+    "I have to print a label for {E}. What {noun} goes on it?",
+)
+UNSEEN_USE_CASES = ("Somebody asks me for the {noun} of {E}. What do I say?",)
+CREATIVE = ("Write a cheer for {E} with the {noun}.", "Write a toast to {E} that has the {noun}.")
+UNSEEN_CREATIVE = ("Write a greeting to {E} that has the {noun}.",)
+YES_NO = ("Is {V} the {noun} of {E}?", "Is {E}'s {noun} {V}?")
+UNSEEN_YES_NO = ("Is it true that the {noun} of {E} is {V}?",)
+CHAIN = ("What is the {second} of {E}'s {noun}?",)
+UNSEEN_CHAIN = ("Tell me the {second} of {E}'s {noun}.",)
+WHOSE = ("What is the {second} of the {thing} whose {noun} is {V}?",)
+UNSEEN_WHOSE = ("Tell me the {second} of the {thing} whose {noun} is {V}.",)
+COMPARE = ("Which has the {more} {noun}, {A} or {B}?", "Whose {noun} is {more}, {A} or {B}?")
+UNSEEN_COMPARE = ("Of {A} and {B}, which has the {more} {noun}?",)
+NEXT = ("Which {thing} came right after {E}?", "What came next after {E}?")
+UNSEEN_NEXT = ("Which {thing} followed on {E}?",)
+LIST = ("List the {what}.", "Name all {what}.")
+UNSEEN_LIST = ("Give me a list of the {what}.",)
+COUNT = ("How many {what} are there?", "Count the {what}.")
+UNSEEN_COUNT = ("What is the number of {what}?",)
+SUMMARY = ("Summarise what the text says about {E}.", "Give a summary of {E}.")
+UNSEEN_SUMMARY = ("Sum up the text on {E}.",)
+STRUCTURE = ("Write the {nouns} of {E} as {form}.", "Put the {nouns} of {E} into {form}.")
+UNSEEN_STRUCTURE = ("Turn the {nouns} of {E} into {form}.",)
+QUOTE = ("Quote the words about {E}.", "Which words does the text quote about {E}?")
+UNSEEN_QUOTE = ("Repeat the words quoted about {E}.",)
+QUOTE_SENTENCE = ('Quote the sentence that begins with "{begin}".',)
+UNSEEN_QUOTE_SENTENCE = ('Which sentence begins with "{begin}"? Quote it.',)
+
+FORMS = ("JSON", "YAML", "a list")
+MOST_COUNTED = 12
+
+SHARES = {  # of the questions in training
+    "lookup": 0.15,
+    "update": 0.03,
+    "copy": 0.05,
+    "table": 0.06,
+    "reverse": 0.12,
+    "two-hop": 0.09,
+    "calls": 0.04,
+    "compare": 0.08,
+    "order": 0.07,
+    "yes/no": 0.08,
+    "absent": 0.07,
+    "listing": 0.04,
+    "count": 0.04,
+    "quote": 0.04,
+    "summary": 0.03,
+    "structure": 0.05,
+    "use case": 0.03,
+    "creative": 0.02,
+}
+KINDS = tuple(SHARES)
+KINDS_OF_FAMILY = {  # what bot A may ask for each family of seed prompts
+    "structuring": ("structure", "listing", "structure"),
+    "summarization": ("summary",),
+    "question": (
+        "direct", "direct", "direct", "reverse", "reverse", "two-hop", "compare", "order",
+        "yes/no", "count", "quote",
+    ),
+    "use_case": ("use case",),
+    "creative": ("creative",),
+}  # fmt: skip
+_FAMILY_OF_KIND = {kind: f for f, kinds in KINDS_OF_FAMILY.items() for kind in kinds}
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """A user's message with the right answer; `kind` is the question type."""
+
+    kind: str
+    family: str
+    question: str
+    answer: str
+    facts: tuple[tuple[str, str], ...] = ()  # (thing, noun) that the answer rests on
+
+
+def direct_kind(document: GeneratedDocument, fact: Statement) -> str:
+    """The type of the plain question for one fact's value."""
+    attribute = document.genre.attribute(fact.noun)
+    if attribute.answer.startswith("{E} calls"):
+        return "calls"
+    if fact.place != "text":
+        return fact.place
+    return "copy" if attribute.kind == "code" else "lookup"
+
+
+def draw_turn(
+    rng: random.Random,
+    document: GeneratedDocument,
+    kind: str | None = None,
+    about: Statement | None = None,
+) -> Turn | None:
+    """Draws a question with its right answer.
+
+    Args:
+      rng: source of every choice.
+      document: a text or a window of one.
+      kind: one of `KINDS`, or "direct" for the plain question about a fact; None draws it.
+      about: a fact that the question should be about, where the kind is about facts.
+
+    Returns:
+      None where the document gives no ground for a question of this kind.
+    """
+    if kind is None:
+        kind = rng.choices(KINDS, weights=list(SHARES.values()))[0]
+    asker = _Asker(rng, document, about)
+    if not asker.facts:
+        return None
+    if kind == "direct":
+        fact = about or rng.choice(asker.facts)
+        return asker.direct(fact)
+    maker = getattr(asker, kind.replace("/", "_").replace("-", "_").replace(" ", "_"))
+    return maker()
+
+
+class _Asker:
+    def __init__(self, rng: random.Random, document: GeneratedDocument, about: Statement | None):
+        self.rng, self.document, self.about = rng, document, about
+        self.genre, self.answers = document.genre, Answers(document)
+        self.test = document.split == "test"
+        self.facts = list(document.facts.values())
+
+    # ---- helpers
+
+    def _wording(self, seen: tuple[str, ...], unseen: tuple[str, ...]) -> str:
+        return self.rng.choice(unseen if self.test else seen)
+
+    def _pick(self, fitting: list[Statement]) -> Statement | None:
+        if self.about is not None:
+            if self.about in fitting:
+                return self.about
+            fitting = [f for f in fitting if f.thing == self.about.thing] or fitting
+        return self.rng.choice(fitting) if fitting else None
+
+    def _turn(self, kind: str, question: str, answer: str, *facts: Statement) -> Turn:
+        family = _FAMILY_OF_KIND.get(kind, "question")
+        return Turn(kind, family, question, answer, tuple((f.thing, f.noun) for f in facts))
+
+    def _ask(self, wording: str, fact: Statement, **values: str) -> str:
+        noun, thing = fact.noun, self.genre.thing
+        return wording.format(E=self.genre.named(fact.thing), noun=noun, thing=thing, **values)
+
+    # ---- one fact
+
+    def direct(self, fact: Statement) -> Turn:
+        attribute = self.genre.attribute(fact.noun)
+        wording = self._wording(
+            attribute.questions * 2 + QUESTIONS, attribute.unseen_questions + UNSEEN_QUESTIONS
+        )
+        kind = direct_kind(self.document, fact)
+        return self._turn(kind, self._ask(wording, fact), self.answers.direct(fact), fact)
+
+    def _direct_of_kind(self, kind: str) -> Turn | None:
+        fact = self._pick([f for f in self.facts if direct_kind(self.document, f) == kind])
+        return fact and self.direct(fact)
+
+    def lookup(self) -> Turn | None:
+        return self._direct_of_kind("lookup")
+
+    def update(self) -> Turn | None:
+        return self._direct_of_kind("update")
+
+    def copy(self) -> Turn | None:
+        return self._direct_of_kind("copy")
+
+    def table(self) -> Turn | None:
+        return self._direct_of_kind("table")
+
+    def calls(self) -> Turn | None:
+        fact = self._pick([f for f in self.facts if direct_kind(self.document, f) == "calls"])
+        if fact is None or self.rng.random() < 0.5:
+            return fact and self.direct(fact)
+        return dataclasses.replace(self._backwards(fact), kind="calls")
+
+    def _backwards(self, fact: Statement) -> Turn:
+        special = self.genre.attribute(fact.noun).reverse_questions
+        wording = self._wording(special * 2 + REVERSE, special + UNSEEN_REVERSE)
+        question = self._ask(wording, fact, V=fact.value)
+        return self._turn("reverse", question, self.answers.backwards(fact), fact)
+
+    def reverse(self) -> Turn | None:
+        fact = self._pick(
+            [
+                f for f in self.facts
+                if self.answers.kind(f) != "group" and direct_kind(self.document, f) != "calls"
+            ]
+        )  # fmt: skip
+        return fact and self._backwards(fact)
+
+    def use_case(self) -> Turn | None:
+        fact = self._pick(self.facts)
+        if fact is None:
+            return None
+        question = self._ask(self._wording(USE_CASES, UNSEEN_USE_CASES), fact)
+        return self._turn("use case", question, self.answers.direct(fact), fact)
+
+    def creative(self) -> Turn | None:
+        fact = self._pick(self.facts)
+        if fact is None:
+            return None
+        question = self._ask(self._wording(CREATIVE, UNSEEN_CREATIVE), fact)
+        return self._turn("creative", question, self.answers.creative(fact), fact)
+
+    def yes_no(self) -> Turn | None:
+        fact = self._pick([f for f in self.facts if self.answers.kind(f) != "entity"])
+        if fact is None:
+            return None
+        claimed = fact.value
+        if self.rng.random() < 0.5:
+            others = {f.value for f in self.facts if f.noun == fact.noun} - {fact.value}
+            fresh = self.genre.attribute(fact.noun).draw(self.rng)
+            claimed = self.rng.choice(sorted(others)) if others else fresh
+        question = self._ask(self._wording(YES_NO, UNSEEN_YES_NO), fact, V=claimed)
+        return self._turn("yes/no", question, self.answers.yes_no(fact, claimed), fact)
+
+    def absent(self) -> Turn | None:
+        """A fact that no place of the whole document states, or a thing that is not in it."""
+        rng, genre = self.rng, self.genre
+        nouns = [a.noun for a in genre.attributes if a.kind != "group"]
+        missing = [
+            (t, n) for t in self.document.things for n in nouns if (t, n) in self.document.unstated
+        ]
+        if not missing or rng.random() < 0.3:
+            stranger = genre.draw_name(rng)
+            while stranger in self.document.text:
+                stranger = genre.draw_name(rng)
+            missing = [(stranger, rng.choice(nouns))]
+        thing, noun = rng.choice(missing)
+        attribute = genre.attribute(noun)
+        wording = self._wording(
+            attribute.questions + QUESTIONS, attribute.unseen_questions + UNSEEN_QUESTIONS
+        )
+        question = wording.format(E=genre.named(thing), noun=noun)
+        return self._turn("absent", question, self.answers.absent(thing, noun))
+
+    # ---- several facts
+
+    def two_hop(self) -> Turn | None:
+        rng, genre = self.rng, self.genre
+        by_name = {genre.named(t): t for t in self.document.things}
+        first = self._pick([f for f in self.facts if self.answers.kind(f) != "group"])
+        if first is None:
+            return None
+        entity = self.answers.kind(first) == "entity" and first.value in by_name
+        forward = entity and rng.random() < 0.7
+        thing = by_name[first.value] if forward else first.thing
+        others = [f for f in self.facts if f.thing == thing and f.noun != first.noun]
+        if not others:
+            return None
+        second = rng.choice(others)
+        wording = self._wording(*((CHAIN, UNSEEN_CHAIN) if forward else (WHOSE, UNSEEN_WHOSE)))
+        question = self._ask(wording, first, V=first.value, second=second.noun)
+        answer = self.answers.two_hop(first, second, forward)
+        return self._turn("two-hop", question, answer, first, second)
+
+    def _compared(self, kind: str, of: str) -> Turn | None:
+        fitting = [f for f in self.facts if self.answers.kind(f) == of]
+        first = self._pick(fitting)
+        others = [f for f in fitting if first and f.noun == first.noun and f.value != first.value]
+        if first is None or not others:
+            return None
+        a, b = self.rng.sample([first, self.rng.choice(others)], 2)
+        word = self.rng.choice((LESS[of], MORE[of]))
+        wording = self._wording(COMPARE, UNSEEN_COMPARE)
+        names = {"A": self.genre.named(a.thing), "B": self.genre.named(b.thing)}
+        question = wording.format(more=word, noun=a.noun, **names)
+        return self._turn(kind, question, self.answers.compared(a, b, word), a, b)
+
+    def compare(self) -> Turn | None:
+        return self._compared("compare", "number")
+
+    def order(self) -> Turn | None:
+        things = self.document.things
+        if not self.genre.in_time or len(things) < 2 or self.rng.random() < 0.5:
+            return self._compared("order", "year")
+        thing = self.rng.choice(things[:-1])
+        answer = self.answers.after(thing)
+        wording = self._wording(NEXT, UNSEEN_NEXT)
+        question = wording.format(E=self.genre.named(thing), thing=self.genre.thing)
+        return self._turn("order", question, answer) if answer else None
+
+    def summary(self) -> Turn | None:
+        fact = self._pick(self.facts)
+        if fact is None:
+            return None
+        question = self._ask(self._wording(SUMMARY, UNSEEN_SUMMARY), fact)
+        used = [self.document.facts[fact.thing, n] for n in self.document.values(fact.thing)]
+        return self._turn("summary", question, self.answers.summary(fact.thing), *used)
+
+    def structure(self) -> Turn | None:
+        rng = self.rng
+        fact = self._pick(self.facts)
+        if fact is None:
+            return None
+        others = [f for f in self.facts if f.thing == fact.thing and f != fact]
+        chosen = [fact, *rng.sample(others, min(len(others), rng.choice((0, 1, 1, 2))))]
+        rng.shuffle(chosen)
+        nouns, form = [f.noun for f in chosen], rng.choice(FORMS)
+        wording = self._wording(STRUCTURE, UNSEEN_STRUCTURE)
+        question = self._ask(wording, fact, nouns=" and ".join(nouns), form=form)
+        answer = self.answers.structure(fact.thing, nouns, form)
+        return self._turn("structure", question, answer, *chosen)
+
+    # ---- lists and quotations
+
+    def listing(self) -> Turn | None:
+        if not self.document.listings:
+            return None
+        listing = self.rng.choice(self.document.listings)
+        question = self._wording(LIST, UNSEEN_LIST).format(what=listing.what)
+        return self._turn("listing", question, self.answers.listing(listing))
+
+    def count(self) -> Turn | None:
+        fitting = [x for x in self.document.listings if not x.what.startswith("steps")]
+        fitting = [x for x in fitting if len(x.items) <= MOST_COUNTED]
+        if not fitting:
+            return None
+        listing = self.rng.choice(fitting)
+        question = self._wording(COUNT, UNSEEN_COUNT).format(what=listing.what)
+        return self._turn("count", question, self.answers.count(listing))
+
+    def quote(self) -> Turn | None:
+        notes = self.document.quotations
+        if self.about is not None:
+            notes = tuple(n for n in notes if n.about == self.about.thing)
+        if not notes:
+            return None
+        note = self.rng.choice(notes)
+        if note.about:
+            question = self._wording(QUOTE, UNSEEN_QUOTE).format(E=self.genre.named(note.about))
+        else:
+            begin = beginning(note)
+            if self.document.text.count(begin) != 1:
+                return None
+            wording = self._wording(QUOTE_SENTENCE, UNSEEN_QUOTE_SENTENCE)
+            question = wording.format(begin=begin)
+        return self._turn("quote", question, self.answers.quote(note))
+
+
+def beginning(note: Quotation) -> str:
+    """The words by which a sentence is asked for."""
+    return " ".join(note.words.split()[:3])
+
+
+def fact_stream(
+    rng: random.Random, document: GeneratedDocument, num_statements: int
+) -> list[tuple[str, str]]:
+    """Some of a document's facts, repeated in random order, forwards and backwards.
+
+    Dense exercise in recall, for the start of training.
+
+    Returns:
+      (statement, what can be known) pairs: the value, or the thing where the fact is said
+      backwards; empty where the fact is stated for the first time.
+    """
+    asker = _Asker(rng, document, None)
+    facts = rng.sample(asker.facts, min(len(asker.facts), rng.randrange(4, 20)))
+    seen: set[tuple[str, str]] = set()
+    stream = []
+    for _ in range(num_statements):
+        fact = rng.choice(facts)
+        backwards = rng.random() < 0.5
+        known = asker.genre.named(fact.thing) if backwards else fact.value
+        said = asker.answers.backwards(fact) if backwards else asker.answers.direct(fact)
+        stream.append((said, known if (fact.thing, fact.noun) in seen else ""))
+        seen.add((fact.thing, fact.noun))
+    return stream
+
+
+def chance(document: GeneratedDocument, kind: str) -> float:
+    """The share of right answers of somebody who knows every form and value but reads nothing.
+
+    He picks one of the things, or one of the values that the document has for what is asked; where
+    several must be right, guessing hardly ever does it.
+    """
+    nouns = {f.noun for f in document.facts.values()}
+    one_value = len(nouns) / max(len(document.facts), 1)  # a noun's values, on average
+    direct = ("lookup", "update", "copy", "table", "use case", "creative")
+    if kind in direct:
+        return one_value
+    return {"reverse": 1 / max(len(document.things), 1), "yes/no": 0.5 * one_value}.get(kind, 0.0)

@@ -49,8 +49,8 @@ _EXPORT = flags.DEFINE_bool("export", False, "Only write the last checkpoint as 
 TOKENS_PER_STEP = 8192
 PEAK_RATE, FINAL_SHARE, WARMUP, DECAY_SHARE = 3e-3, 0.03, 60, 0.4
 CHECKPOINT_EVERY = 100  # steps
-VALIDATE_EVERY = 300
-VALIDATION_ROWS, VALIDATION_LENGTH = 32, 1024
+VALIDATE_EVERY = 250
+VALIDATION_ROWS, VALIDATION_LENGTH = 96, 512
 
 
 def model_config(tokenizer: Tokenizer) -> ModelConfig:

@@ -50,6 +50,7 @@ TOKENS_PER_STEP = 8192
 PEAK_RATE, FINAL_SHARE, WARMUP, DECAY_SHARE = 3e-3, 0.03, 60, 0.4
 CHECKPOINT_EVERY = 100  # steps
 VALIDATE_EVERY = 250
+LOGIT_PIECES = 8  # of a row; all logits of the validation at once would be large
 VALIDATION_ROWS, VALIDATION_LENGTH = 96, 512
 
 
@@ -155,8 +156,9 @@ def is_predicted(model: Transformer, tokens):
     """Whether each token but the first is what the model would have said [B, T - 1]."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape, out_sharding=TOKENS_BT)
     hidden, _ = model(tokens, positions, jnp.zeros_like(tokens))
-    said = jax.lax.map(lambda h: model.logits(h[None]).argmax(-1)[0], hidden)
-    return said[:, :-1] == tokens[:, 1:]
+    pieces = jnp.stack(jnp.split(hidden, LOGIT_PIECES, axis=1))
+    said = jax.lax.map(lambda h: model.logits(h).argmax(-1), pieces)
+    return jnp.concatenate(list(said), axis=1)[:, :-1] == tokens[:, 1:]
 
 
 class Validation:

@@ -32,7 +32,8 @@ def train_tokenizer(seed: int = 0, num_documents: int = 4000) -> bytes:
 
     def sentences():
         for _ in range(num_documents):
-            document = write_document(rng, rng.choice(genres.TRAINING), 1200, "train", 0.6)
+            genre = genres.random_genre(rng) if rng.random() < 0.2 else rng.choice(genres.TRAINING)
+            document = write_document(rng, genre, 1200, "train", 0.6)
             yield document.title
             yield from document.text.split("\n")
             for turn in [draw_turn(rng, document) for _ in range(6)] + [

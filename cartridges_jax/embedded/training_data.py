@@ -15,13 +15,14 @@ import numpy as np
 
 from cartridges_jax.embedded.world import asking, genres
 from cartridges_jax.embedded.world.asking import Turn
-from cartridges_jax.embedded.world.schema import GeneratedDocument
+from cartridges_jax.embedded.world.schema import GeneratedDocument, Genre
 from cartridges_jax.embedded.world.seeding import draw_seed_turn
 from cartridges_jax.embedded.world.writing import write_document
 from cartridges_jax.models.chat_template import ChatTemplate, Message
 
 WEIGHT_TEXT, WEIGHT_QUESTION, WEIGHT_ANSWER, WEIGHT_ASKED = 0.1, 0.2, 1.0, 0.5
 CHARACTERS_PER_TOKEN = 3.6  # of these texts
+RANDOM_SHARE = 0.25  # documents of a genre made up for them
 WINDOW_SHARE = 0.4  # rows whose context begins and ends anywhere in a text, as chunks do
 ASK_FIRST_SHARE = 0.4  # conversations that open with a seed prompt, as bot A's do
 ASK_SHARE = 0.1  # of the later turns
@@ -118,9 +119,13 @@ def _turn_tokens(template: ChatTemplate, turn: Turn) -> tuple[list[int], list[fl
     return suffix.token_ids.tolist(), [answer if a else question for a in is_answer], is_answer
 
 
+def _draw_genre(rng: random.Random) -> Genre:
+    return genres.random_genre(rng) if rng.random() < RANDOM_SHARE else rng.choice(genres.TRAINING)
+
+
 def _document_of_size(rng: random.Random, num_tokens: int) -> GeneratedDocument:
     size = int(num_tokens * CHARACTERS_PER_TOKEN)
-    genre = rng.choice(genres.TRAINING)
+    genre = _draw_genre(rng)
     fillers = MOST_FILLERS * rng.random() ** 2
     if rng.random() >= WINDOW_SHARE:
         return write_document(rng, genre, size, "train", fillers)
@@ -163,7 +168,7 @@ def stream_row(rng: random.Random, template: ChatTemplate, row_length: int) -> R
     row = RowBuilder(row_length)
     encode = template.tokenizer.encode
     row.add(template.empty_context(), [0.0])
-    document = write_document(rng, rng.choice(genres.TRAINING), 2500, "train", 0.0)
+    document = write_document(rng, _draw_genre(rng), 2500, "train", 0.0)
     for text, known in asking.fact_stream(rng, document, row_length // 8):
         ids = encode(text)
         weights = [WEIGHT_TEXT] * len(ids)

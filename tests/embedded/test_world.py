@@ -12,7 +12,7 @@ from cartridges_jax.embedded.world.understanding import understand
 from cartridges_jax.embedded.world.writing import write_document
 from cartridges_jax.self_study.prompts import draw_focus
 
-GENRES = list(genres.GENRES.values())
+GENRES = [*genres.GENRES.values(), genres.random_genre(random.Random(1))]
 
 
 def made(genre, seed=0, split="test", size=5000, fillers=1.0) -> GeneratedDocument:
@@ -193,11 +193,11 @@ def test_a_focus_is_one_sentence_or_line():
 
 
 def test_facts_are_as_thin_as_prose():
-    """At 3 sentences without a fact for each with one, 150 to 400 characters a fact."""
+    """At 3 sentences without a fact for each with one; tables are denser."""
     for genre in GENRES:
         documents = [made(genre, seed, fillers=3.0, size=7000) for seed in range(10)]
         a_fact = sum(len(d.text) for d in documents) / sum(len(d.facts) for d in documents)
-        assert 100 < a_fact < 400, (genre.name, a_fact)
+        assert 70 < a_fact < 400, (genre.name, a_fact)
         for document in documents:
             assert 3500 < len(document.text) < 13_000, (genre.name, len(document.text))
 

@@ -62,7 +62,7 @@ PERSONNEL = Genre(
         Attribute(
             "manager", "entity",
             statements=("{S} reports to {V}.",), unseen=("{S} has {V} for a manager.",),
-            questions=("Whom does {E} report to?",), unseen_questions=("Who manages {E}?",),
+            questions=("Whom does {E} report to?",), unseen_questions=("Who is the manager of {E}?",),
             reverse_questions=("Who reports to {V}?",),
         ),
         Attribute(
@@ -177,7 +177,7 @@ REPORT = Genre(
         Attribute(
             "main supplier", "open", pools.firm,
             ("{S} buys from {V}.",), ("{S} has a contract with {V}, its main supplier.",),
-            ("From whom does {E} buy?",), ("Who supplies {E}?",),
+            ("From whom does {E} buy?",), ("Which main supplier serves {E}?",),
             reverse_questions=("Which branch buys from {V}?",),
         ),
         Attribute(
@@ -257,7 +257,7 @@ MANUAL = Genre(
         Attribute(
             "weight", "number", _number(2, 100, "kg"),
             ("{S} weighs {V}.",), ("The scales show {V} as the weight of {S}.",),
-            ("How much does {E} weigh?",), ("How heavy is {E}?",),
+            ("How much does {E} weigh?",), ("What weight has {E}?",),
         ),
         Attribute(
             "length", "number", _number(2, 100, "cm"),
@@ -326,7 +326,7 @@ CODE = Genre(
         ),
         Attribute(
             "owner", "open", pools.person,
-            ("# owner: {V}", "# written by {V}"), ("# ask {V}, the owner",), ("Who wrote {E}?",), ("Who owns {E}?",),
+            ("# owner: {V}", "# written by {V}"), ("# ask {V}, the owner",), ("Who wrote {E}?",), ("Who is the owner of {E}?",),
             reverse_questions=("Which function was written by {V}?",),
         ),
         Attribute(
@@ -353,7 +353,7 @@ MEETINGS = Genre(
         Attribute(
             "owner", "open", pools.person,
             ("{V} takes care of {S}.", "{S} is in the hands of {V}."), ("{S} has {V} as its owner now.",),
-            ("Who takes care of {E}?",), ("Who owns {E}?",),
+            ("Who takes care of {E}?",), ("Who is the owner of {E}?",),
             reverse_questions=("What does {V} take care of?",),
         ),
         Attribute(
@@ -401,34 +401,75 @@ MUSEUM = Genre(
     article="the ",
     attributes=(
         Attribute(
-            "donor", "open", pools.person, unseen=("{S} was a gift of {V}.", "{V} gave {S} to the museum."),
-            unseen_questions=("Who gave {E} to the museum?",), reverse_questions=("What was a gift of {V}?",),
+            "donor", "open", pools.person, unseen=("{S} came as a gift of the donor {V}.",),
+            unseen_questions=("Which donor gave {E}?",), reverse_questions=("What is a gift of the donor {V}?",),
         ),
         Attribute(
-            "origin", "open", pools.city, unseen=("{S} comes from {V}.",),
-            unseen_questions=("Where does {E} come from?",), reverse_questions=("What comes from {V}?",),
+            "origin", "open", pools.city, unseen=("{S} has its origin in {V}.",),
+            unseen_questions=("What origin has {E}?",), reverse_questions=("What has its origin in {V}?",),
         ),
         Attribute(
-            "year", "year", pools.year, unseen=("{S} was shown first in {V}.",),
-            unseen_questions=("When was {E} shown first?",), reverse_questions=("What was shown first in {V}?",),
+            "year", "year", pools.year, unseen=("{S} was shown first in the year {V}.",),
+            unseen_questions=("In which year was {E} shown first?",), reverse_questions=("What was shown first in the year {V}?",),
         ),
         Attribute(
-            "height", "number", _number(2, 100, "cm"), unseen=("{S} is {V} high.",), unseen_questions=("How high is {E}?",),
+            "height", "number", _number(2, 100, "cm"), unseen=("{S} has a height of {V}.",), unseen_questions=("What height has {E}?",),
         ),
         Attribute(
             "hall", "group", lambda rng: pools.room(rng)[0], unseen=("{S} stands in hall {V}.",),
             unseen_questions=("In which hall is {E}?",),
         ),
-        Attribute("inventory number", "code", pools.rare_string, unseen=("{S} is listed as {V}.",)),
+        Attribute("inventory number", "code", pools.rare_string, unseen=("{S} is listed under the inventory number {V}.",)),
         Attribute(
-            "artist", "open", pools.person, unseen=("{S} is a work of {V}.",),
-            unseen_questions=("Whose work is {E}?",), reverse_questions=("What is a work of {V}?",),
+            "artist", "open", pools.person, unseen=("{S} is a work by the artist {V}.",),
+            unseen_questions=("Which artist made {E}?",), reverse_questions=("What is a work by the artist {V}?",),
         ),
     ),
     remarks=(
         "Many visitors ask for {S}.", "{S} was cleaned last year.", "{S} is behind glass.", "A poem was written on {S}.",
     ),
 )  # fmt: skip
+
+THINGS = (
+    ("ship", "ships"), ("horse", "horses"), ("song", "songs"), ("star", "stars"), ("farm", "farms"), ("car", "cars"),
+    ("hotel", "hotels"), ("school", "schools"), ("game", "games"), ("film", "films"), ("island", "islands"),
+    ("lake", "lakes"), ("tower", "towers"), ("plane", "planes"), ("dog", "dogs"), ("dish", "dishes"), ("club", "clubs"),
+)  # fmt: skip
+_KINDS = (
+    ("open", pools.person), ("open", pools.city), ("open", pools.firm), ("open", pools.room), ("open", pools.date),
+    ("open", pools.made_up_name), ("year", pools.year), ("code", pools.rare_string), ("entity", None),
+    ("group", _one_of(pools.COLORS)), ("group", _one_of(pools.MATERIALS)),
+    *(("number", _number(2, 100, unit)) for unit in ("points", "kg", "cm", "days", "euros", "people")),
+)  # fmt: skip
+
+
+def random_genre(rng: random.Random) -> Genre:
+    """A genre that holds for one document: its things have facts by any noun, in general wordings.
+
+    With a fixed set of nouns a model learns those; with these it has to learn to match any.
+    """
+    thing, things = rng.choice(THINGS)
+    nouns = rng.sample(pools.NOUNS, rng.randrange(4, 8))
+    nouns = [f"{rng.choice(pools.ADJECTIVES)} {n}" if rng.random() < 0.3 else n for n in nouns]
+    attributes = []
+    for noun in nouns:
+        kind, draw = rng.choice(_KINDS)
+        attributes.append(Attribute(noun, kind, draw) if draw else Attribute(noun, kind))
+    article = rng.choice(("", "the "))
+    draw_name = _pair(pools.ADJECTIVES, pools.NOUNS) if article else pools.made_up_name
+    return Genre(
+        name=f"notes on {things}",
+        thing=thing,
+        things=things,
+        titles=(f"The {things} of {{place}}", f"{things.capitalize()} at {{place}}"),
+        intros=(f"About the {things} of {{place}}.",),
+        draw_name=draw_name,
+        attributes=tuple(attributes),
+        remarks=("Everybody knows {S}.", "{S} was in the news.", "Little else is known of {S}."),
+        article=article,
+        layout=rng.choice(("sections", "sections", "table")),
+    )
+
 
 TRAINING = (PERSONNEL, PATIENTS, REPORT, CHRONICLE, MANUAL, CODE, MEETINGS)
 GENRES = {genre.name: genre for genre in (*TRAINING, MUSEUM)}

@@ -5,9 +5,10 @@ makers or halls.
 """
 
 import random
+from collections.abc import Callable
 
 from cartridges_jax.embedded.world import pools
-from cartridges_jax.embedded.world.schema import Attribute, Genre
+from cartridges_jax.embedded.world.schema import Attribute, Genre, Kind
 
 
 def _number(low: int, high: int, unit: str):
@@ -435,7 +436,7 @@ THINGS = (
     ("hotel", "hotels"), ("school", "schools"), ("game", "games"), ("film", "films"), ("island", "islands"),
     ("lake", "lakes"), ("tower", "towers"), ("plane", "planes"), ("dog", "dogs"), ("dish", "dishes"), ("club", "clubs"),
 )  # fmt: skip
-_KINDS = (
+_KINDS: tuple[tuple[Kind, Callable[[random.Random], str] | None], ...] = (
     ("open", pools.person), ("open", pools.city), ("open", pools.firm), ("open", pools.room), ("open", pools.date),
     ("open", pools.made_up_name), ("year", pools.year), ("code", pools.rare_string), ("entity", None),
     ("group", _one_of(pools.COLORS)), ("group", _one_of(pools.MATERIALS)),

@@ -51,7 +51,7 @@ PEAK_RATE, FINAL_SHARE, WARMUP, DECAY_SHARE = 3e-3, 0.03, 60, 0.4
 CHECKPOINT_EVERY = 100  # steps
 VALIDATE_EVERY = 250
 LOGIT_PIECES = 8  # of a row; all logits of the validation at once would be large
-VALIDATION_ROWS, VALIDATION_LENGTH = 96, 512
+VALIDATION_ROWS, VALIDATION_LENGTH = 96, 1024
 
 
 def model_config(tokenizer: Tokenizer) -> ModelConfig:

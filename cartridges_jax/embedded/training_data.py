@@ -17,7 +17,7 @@ from cartridges_jax.embedded.world import asking, genres
 from cartridges_jax.embedded.world.asking import Turn
 from cartridges_jax.embedded.world.schema import GeneratedDocument, Genre
 from cartridges_jax.embedded.world.seeding import draw_seed_turn
-from cartridges_jax.embedded.world.writing import write_document
+from cartridges_jax.embedded.world.writing import most_fillers, write_document
 from cartridges_jax.models.chat_template import ChatTemplate, Message
 
 WEIGHT_TEXT, WEIGHT_QUESTION, WEIGHT_ANSWER, WEIGHT_ASKED = 0.1, 0.2, 1.0, 0.5
@@ -26,6 +26,7 @@ RANDOM_SHARE = 0.25  # documents of a genre made up for them
 WINDOW_SHARE = 0.4  # rows whose context begins and ends anywhere in a text, as chunks do
 ASK_FIRST_SHARE = 0.4  # conversations that open with a seed prompt, as bot A's do
 ASK_SHARE = 0.1  # of the later turns
+LONGEST_CONTEXT = 0.75  # of a row
 MOST_FILLERS = 4.0  # sentences without a fact for each one with a fact; drawn from 0, mostly few
 
 
@@ -126,7 +127,7 @@ def _draw_genre(rng: random.Random) -> Genre:
 def _document_of_size(rng: random.Random, num_tokens: int) -> GeneratedDocument:
     size = int(num_tokens * CHARACTERS_PER_TOKEN)
     genre = _draw_genre(rng)
-    fillers = MOST_FILLERS * rng.random() ** 2
+    fillers = min(MOST_FILLERS * rng.random() ** 2, most_fillers(genre, size, 4))
     if rng.random() >= WINDOW_SHARE:
         return write_document(rng, genre, size, "train", fillers)
     document = write_document(rng, genre, int(size * rng.uniform(1.2, 2.5)), "train", fillers)
@@ -139,19 +140,21 @@ def conversation_row(
     template: ChatTemplate,
     row_length: int,
     draw_document: Callable[[random.Random, int], GeneratedDocument] = _document_of_size,
+    draw_turn: Callable[[random.Random, GeneratedDocument], Turn | None] = asking.draw_turn,
 ) -> RowBuilder:
-    """Builds a row: a context of 20 to 65 % of its length, then turns until it is full."""
+    """Builds a row: a context of 20 to 65 % of its length or a little more, then turns."""
     row = RowBuilder(row_length)
     while True:
         document = draw_document(rng, int(row_length * rng.uniform(0.2, 0.65)))
         context = template.render_context(document.title, document.text)
-        if row.add(context, [WEIGHT_TEXT] * len(context)):
+        if len(context) < LONGEST_CONTEXT * row_length:
+            row.add(context, [WEIGHT_TEXT] * len(context))
             break
     first = True
     while document.facts:
         ask = rng.random() < (ASK_FIRST_SHARE if first else ASK_SHARE)
         first = False
-        turn = (draw_seed_turn if ask else asking.draw_turn)(rng, document)
+        turn = (draw_seed_turn if ask else draw_turn)(rng, document)
         if turn is None:
             continue
         start = len(row.token_ids)
@@ -192,11 +195,15 @@ def make_row(
 
 
 def held_out_rows(count: int, row_length: int, template: ChatTemplate) -> list[RowBuilder]:
-    """Rows whose documents, wordings and seeds training never sees: facts thinly spread."""
+    """Rows whose documents, wordings and seeds training never sees."""
 
     def document(rng: random.Random, num_tokens: int) -> GeneratedDocument:
         genre = rng.choice(genres.TRAINING)
-        return write_document(rng, genre, int(num_tokens * CHARACTERS_PER_TOKEN), "test", 3.0)
+        size = int(num_tokens * CHARACTERS_PER_TOKEN)
+        return write_document(rng, genre, size, "test", most_fillers(genre, size, 4))
+
+    def turn(rng: random.Random, shown: GeneratedDocument) -> Turn | None:
+        return asking.draw_turn(rng, shown, rng.choice(asking.KINDS))  # all kinds alike
 
     rng = random.Random("held-out rows")
-    return [conversation_row(rng, template, row_length, document) for _ in range(count)]
+    return [conversation_row(rng, template, row_length, document, turn) for _ in range(count)]

@@ -65,7 +65,7 @@ FOCUSED_PROMPTS: dict[str, tuple[str, ...]] = {
 }
 PROMPTS = {"general": SEED_PROMPTS, "focused": FOCUSED_PROMPTS}
 _SENTENCE = re.compile(r"\S.*?(?:[.!?][\"')\]]*(?=\s)|$)", re.MULTILINE)
-LONGEST_FOCUS = 200  # characters
+SHORTEST_FOCUS, LONGEST_FOCUS = 12, 200  # characters; shorter: numbers of a list and the like
 
 
 def draw_focus(rng: random.Random, text: str) -> tuple[int, int]:
@@ -74,13 +74,10 @@ def draw_focus(rng: random.Random, text: str) -> tuple[int, int]:
     Returns:
       Where it begins and ends; long ones are cut.
     """
-    at = rng.randrange(max(len(text), 1))
-    found = (0, min(len(text), LONGEST_FOCUS))
-    for match in _SENTENCE.finditer(text):
-        if match.start() > at:
-            break
-        found = match.span()
-    return found[0], min(found[1], found[0] + LONGEST_FOCUS)
+    spans = [match.span() for match in _SENTENCE.finditer(text)]
+    spans = [(a, b) for a, b in spans if b - a >= SHORTEST_FOCUS] or spans or [(0, 0)]
+    start, end = rng.choices(spans, [b - a + 1 for a, b in spans])[0]
+    return start, min(end, start + LONGEST_FOCUS)
 
 
 def focused_prompt(rng: random.Random, family: str, focus: str) -> str:

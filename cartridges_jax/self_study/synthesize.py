@@ -165,8 +165,8 @@ def _frame_tokens(
     title = max(len(model.template.render_context(d.title, "")) for d in documents)
     prompts = [prompt for family in PROMPTS[config.seed_prompts].values() for prompt in family]
     seed = max(len(model.render_prompt(prompt, has_context=True)) for prompt in prompts)
-    if config.seed_prompts == "focused":  # a token may be a character, in the worst case
-        seed += min(LONGEST_FOCUS, config.chunk_max_tokens)
+    if config.seed_prompts == "focused":  # a token may be a byte, in the worst case
+        seed += min(4 * LONGEST_FOCUS, config.chunk_max_tokens)
     return title + seed
 
 

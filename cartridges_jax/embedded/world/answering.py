@@ -33,7 +33,7 @@ class Answers:
     def backwards(self, fact: Statement) -> str:
         form = self.genre.attribute(fact.noun).reverse_answer
         said = form.format(e=self.genre.named(fact.thing), noun=fact.noun, V=fact.value)
-        return said[:1].upper() + said[1:] if self.kind(fact) == "entity" else said
+        return said[:1].upper() + said[1:] if self.genre.article else said
 
     def creative(self, fact: Statement) -> str:
         name = self.genre.named(fact.thing)
@@ -56,14 +56,17 @@ class Answers:
         return f"{self.direct(a)} {self.direct(b)} The {word} is {self.genre.named(found.thing)}."
 
     def after(self, thing: str) -> str | None:
-        """What came next in a text that goes by time; None after the last."""
-        things = self.document.things
-        at = things.index(thing)
-        if at + 1 == len(things):
+        """What came next in a text that goes by time; None where the text does not show it."""
+        order = self.document.order
+        at = order.index(thing) + 1
+        if at == len(order) or order[at] not in self.document.things:
             return None
-        return f"After {self.genre.named(thing)} came {self.genre.named(things[at + 1])}."
+        return f"After {self.genre.named(thing)} came {self.genre.named(order[at])}."
 
-    def summary(self, thing: str) -> str:
+    def summary(self, thing: str) -> str | None:
+        """All that the text says of a thing; None where some of it is cut."""
+        if thing in self.document.in_part:
+            return None
         clauses = [f"{noun} {value}" for noun, value in self.document.values(thing).items()]
         return f"{self.genre.starting(thing)}: {', '.join(clauses)}."
 
@@ -76,7 +79,7 @@ class Answers:
         return "\n".join(f"{bullet}{key}: {value}" for key, value in entry.items())
 
     def listing(self, listing: Listing) -> str:
-        if listing.what.startswith("steps"):
+        if listing.numbered:
             return "\n".join(f"{i}. {item}" for i, item in enumerate(listing.items, start=1))
         return "\n".join(f"- {item}" for item in listing.items)
 

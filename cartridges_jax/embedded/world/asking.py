@@ -17,7 +17,10 @@ QUESTIONS = (
 )
 UNSEEN_QUESTIONS = ("Which {noun} does the text give for {E}?", "Please name the {noun} of {E}.")
 REVERSE = ("Whose {noun} is {V}?", "Which {thing} has the {noun} {V}?")
-UNSEEN_REVERSE = ("Name the {thing} with the {noun} {V}.",)
+UNSEEN_REVERSE = (
+    "Name the {thing} with the {noun} {V}.",
+    "To which {thing} does the {noun} {V} belong?",
+)
 USE_CASES = (
     "I am filling in a form for {E}. Which {noun} do I write?",
     "I have to print a label for {E}. What {noun} goes on it?",
@@ -51,38 +54,37 @@ UNSEEN_QUOTE_SENTENCE = ('Which sentence begins with "{begin}"? Quote it.',)
 FORMS = ("JSON", "YAML", "a list")
 MOST_COUNTED = 12
 
-SHARES = {  # of the questions in training
+WEIGHTS = {  # by which a kind is drawn; what a document gives no ground for is drawn anew
     "lookup": 0.15,
-    "update": 0.03,
+    "update": 0.08,
     "copy": 0.05,
-    "table": 0.06,
+    "table": 0.15,
     "reverse": 0.12,
     "two-hop": 0.09,
-    "calls": 0.04,
+    "calls": 0.12,
     "compare": 0.08,
-    "order": 0.07,
+    "order": 0.09,
     "yes/no": 0.08,
     "absent": 0.07,
-    "listing": 0.04,
-    "count": 0.04,
-    "quote": 0.04,
+    "listing": 0.07,
+    "count": 0.07,
+    "quote": 0.05,
     "summary": 0.03,
     "structure": 0.05,
     "use case": 0.03,
     "creative": 0.02,
 }
-KINDS = tuple(SHARES)
+KINDS = tuple(WEIGHTS)
 KINDS_OF_FAMILY = {  # what bot A may ask for each family of seed prompts
-    "structuring": ("structure", "listing", "structure"),
+    "structuring": ("structure",),
     "summarization": ("summary",),
     "question": (
         "direct", "direct", "direct", "reverse", "reverse", "two-hop", "compare", "order",
-        "yes/no", "count", "quote",
+        "yes/no",
     ),
     "use_case": ("use case",),
     "creative": ("creative",),
 }  # fmt: skip
-_FAMILY_OF_KIND = {kind: f for f, kinds in KINDS_OF_FAMILY.items() for kind in kinds}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +92,6 @@ class Turn:
     """A user's message with the right answer; `kind` is the question type."""
 
     kind: str
-    family: str
     question: str
     answer: str
     facts: tuple[tuple[str, str], ...] = ()  # (thing, noun) that the answer rests on
@@ -124,7 +125,7 @@ def draw_turn(
       None where the document gives no ground for a question of this kind.
     """
     if kind is None:
-        kind = rng.choices(KINDS, weights=list(SHARES.values()))[0]
+        kind = rng.choices(KINDS, weights=list(WEIGHTS.values()))[0]
     asker = _Asker(rng, document, about)
     if not asker.facts:
         return None
@@ -133,6 +134,11 @@ def draw_turn(
         return asker.direct(fact)
     maker = getattr(asker, kind.replace("/", "_").replace("-", "_").replace(" ", "_"))
     return maker()
+
+
+def draw_quote(rng: random.Random, document: GeneratedDocument, note: Quotation) -> Turn | None:
+    """Asks for one quotation; None where its first words stand in the text more than once."""
+    return _Asker(rng, document, None).quote_of(note)
 
 
 class _Asker:
@@ -155,8 +161,7 @@ class _Asker:
         return self.rng.choice(fitting) if fitting else None
 
     def _turn(self, kind: str, question: str, answer: str, *facts: Statement) -> Turn:
-        family = _FAMILY_OF_KIND.get(kind, "question")
-        return Turn(kind, family, question, answer, tuple((f.thing, f.noun) for f in facts))
+        return Turn(kind, question, answer, tuple((f.thing, f.noun) for f in facts))
 
     def _ask(self, wording: str, fact: Statement, **values: str) -> str:
         noun, thing = fact.noun, self.genre.thing
@@ -196,7 +201,7 @@ class _Asker:
 
     def _backwards(self, fact: Statement) -> Turn:
         special = self.genre.attribute(fact.noun).reverse_questions
-        wording = self._wording(special * 2 + REVERSE, special + UNSEEN_REVERSE)
+        wording = self._wording(special * 2 + REVERSE, UNSEEN_REVERSE)
         question = self._ask(wording, fact, V=fact.value)
         return self._turn("reverse", question, self.answers.backwards(fact), fact)
 
@@ -229,7 +234,9 @@ class _Asker:
             return None
         claimed = fact.value
         if self.rng.random() < 0.5:
-            others = {f.value for f in self.facts if f.noun == fact.noun} - {fact.value}
+            # What was said before a correction is among them.
+            said = {s.value for s in self.document.statements if s.noun == fact.noun}
+            others = said - {fact.value}
             fresh = self.genre.attribute(fact.noun).draw(self.rng)
             claimed = self.rng.choice(sorted(others)) if others else fresh
         question = self._ask(self._wording(YES_NO, UNSEEN_YES_NO), fact, V=claimed)
@@ -307,7 +314,8 @@ class _Asker:
             return None
         question = self._ask(self._wording(SUMMARY, UNSEEN_SUMMARY), fact)
         used = [self.document.facts[fact.thing, n] for n in self.document.values(fact.thing)]
-        return self._turn("summary", question, self.answers.summary(fact.thing), *used)
+        answer = self.answers.summary(fact.thing)
+        return self._turn("summary", question, answer, *used) if answer else None
 
     def structure(self) -> Turn | None:
         rng = self.rng
@@ -333,7 +341,7 @@ class _Asker:
         return self._turn("listing", question, self.answers.listing(listing))
 
     def count(self) -> Turn | None:
-        fitting = [x for x in self.document.listings if not x.what.startswith("steps")]
+        fitting = [x for x in self.document.listings if not x.numbered]
         fitting = [x for x in fitting if len(x.items) <= MOST_COUNTED]
         if not fitting:
             return None
@@ -348,6 +356,9 @@ class _Asker:
         if not notes:
             return None
         note = self.rng.choice(notes)
+        return self.quote_of(note)
+
+    def quote_of(self, note: Quotation) -> Turn | None:
         if note.about:
             question = self._wording(QUOTE, UNSEEN_QUOTE).format(E=self.genre.named(note.about))
         else:
@@ -381,7 +392,7 @@ def fact_stream(
     stream = []
     for _ in range(num_statements):
         fact = rng.choice(facts)
-        backwards = rng.random() < 0.5
+        backwards = asker.answers.kind(fact) != "group" and rng.random() < 0.5
         known = asker.genre.named(fact.thing) if backwards else fact.value
         said = asker.answers.backwards(fact) if backwards else asker.answers.direct(fact)
         stream.append((said, known if (fact.thing, fact.noun) in seen else ""))

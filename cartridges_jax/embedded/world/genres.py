@@ -1,7 +1,7 @@
 """The genres: what they are about, which facts they state, in which words.
 
-Six are for training. `MUSEUM` is held out whole: no training text is a catalogue, nor has donors,
-makers or halls.
+Those of `TRAINING`, and genres made up for one document. `MUSEUM` is held out whole: no training
+text is a catalogue, nor has donors, origins or halls.
 """
 
 import random
@@ -21,6 +21,10 @@ def _one_of(pool):
 
 def _pair(heads, tails):
     return lambda rng: f"{rng.choice(heads)} {rng.choice(tails)}"
+
+
+def _titled(words):
+    return [word.capitalize() for word in words]
 
 
 def _function_name(rng: random.Random) -> str:
@@ -49,7 +53,7 @@ PERSONNEL = Genre(
             reverse_questions=("Who lives in {V}?",),
         ),
         Attribute(
-            "birth year", "year", pools.year,
+            "birth year", "year", lambda rng: str(rng.randrange(1940, 2004)),
             ("{S} was born in {V}.",), ("{S} came into the world in {V}, the birth year on file.",),
             ("When was {E} born?",), ("In which year was {E} born?",),
             reverse_questions=("Who was born in {V}?",),
@@ -271,10 +275,10 @@ MANUAL = Genre(
             reverse_questions=("What is made by {V}?",),
         ),
         Attribute(
-            "neighbor", "entity",
-            statements=("{S} is connected to {V}.", "{S} sits next to {V}."), unseen=("{S} has {V} as its neighbor.",),
-            questions=("What is {E} connected to?",), unseen_questions=("What does {E} sit next to?",),
-            reverse_questions=("What is connected to {V}?",),
+            "drive", "entity",
+            statements=("{S} is driven by {V}.", "{V} drives {S}."), unseen=("{S} has {V} as its drive.",),
+            questions=("What drives {E}?",), unseen_questions=("Which part is the drive of {E}?",),
+            reverse_questions=("What is driven by {V}?",),
         ),
         Attribute(
             "material", "group", _one_of(pools.MATERIALS),
@@ -294,7 +298,7 @@ MANUAL = Genre(
     ),
     remarks=(
         "Never touch {S} while the machine runs.", "{S} should be clean.", "Dust does no harm to {S}.",
-        "{S} can be painted.", "Keep children away from {S}.", "{P} cover may be warm.",
+        "{S} can be painted.", "Keep children away from {S}.", "Some think that {S} is too heavy.",
     ),
     procedures=(
         ("Clean", "Close", "Fill", "Lift", "Lock", "Loosen", "Open", "Press", "Push", "Remove", "Tighten", "Turn"),
@@ -322,8 +326,8 @@ CODE = Genre(
             reverse_answer="{V} is called by {e}.",
         ),
         Attribute(
-            "default size", "number", _number(2, 100, "bytes"),
-            ("size = {V}",), ("size = size or {V}",), ("How many bytes does {E} take by default?",),
+            "default size", "number", lambda rng: str(rng.randrange(2, 100)),
+            ("size = {V}",), ("size = size or {V}",), ("How large is {E} by default?",),
         ),
         Attribute(
             "owner", "open", pools.person,
@@ -333,12 +337,12 @@ CODE = Genre(
         Attribute(
             "year", "year", pools.year, ("# since {V}",), ("# year: {V}",), ("Since when is there {E}?",),
         ),
-        Attribute("key", "code", pools.rare_string, ('key = "{V}"',), ('use_key("{V}")',), ("Which key does {E} use?",)),
+        Attribute("key", "code", pools.rare_string, ('key = "{V}"',), ('secret_key = "{V}"',), ("Which key does {E} use?",)),
         Attribute("layer", "group", _one_of(("disk", "network", "screen", "memory")), ("# layer: {V}",), ("# part of the {V} layer",)),
     ),
     remarks=(
-        "# this is slow for long lists", "# tested by hand", "check(size)", "# see the notes of the last release",
-        "log(size)", "# the order does not matter",
+        "# this is slow for long lists", "# tested by hand", "# checked twice", "# see the notes of the last release",
+        "# logged", "# the order does not matter",
     ),
 )  # fmt: skip
 
@@ -398,20 +402,20 @@ MUSEUM = Genre(
     things="pieces",
     titles=("Catalogue of {place}", "Collection of {place}"),
     intros=("This catalogue shows the collection of {place}.",),
-    draw_name=_pair([c.capitalize() for c in pools.COLORS], [o.capitalize() for o in pools.OBJECTS]),
+    draw_name=_pair(_titled(pools.COLORS), _titled(pools.OBJECTS)),
     article="the ",
     attributes=(
         Attribute(
             "donor", "open", pools.person, unseen=("{S} came as a gift of the donor {V}.",),
-            unseen_questions=("Which donor gave {E}?",), reverse_questions=("What is a gift of the donor {V}?",),
+            unseen_questions=("Which donor gave {E}?",),
         ),
         Attribute(
             "origin", "open", pools.city, unseen=("{S} has its origin in {V}.",),
-            unseen_questions=("What origin has {E}?",), reverse_questions=("What has its origin in {V}?",),
+            unseen_questions=("What origin has {E}?",),
         ),
         Attribute(
             "year", "year", pools.year, unseen=("{S} was shown first in the year {V}.",),
-            unseen_questions=("In which year was {E} shown first?",), reverse_questions=("What was shown first in the year {V}?",),
+            unseen_questions=("In which year was {E} shown first?",),
         ),
         Attribute(
             "height", "number", _number(2, 100, "cm"), unseen=("{S} has a height of {V}.",), unseen_questions=("What height has {E}?",),
@@ -423,7 +427,7 @@ MUSEUM = Genre(
         Attribute("inventory number", "code", pools.rare_string, unseen=("{S} is listed under the inventory number {V}.",)),
         Attribute(
             "artist", "open", pools.person, unseen=("{S} is a work by the artist {V}.",),
-            unseen_questions=("Which artist made {E}?",), reverse_questions=("What is a work by the artist {V}?",),
+            unseen_questions=("Which artist made {E}?",),
         ),
     ),
     remarks=(
@@ -450,14 +454,17 @@ def random_genre(rng: random.Random) -> Genre:
     With a fixed set of nouns a model learns those; with these it has to learn to match any.
     """
     thing, things = rng.choice(THINGS)
-    nouns = rng.sample(pools.NOUNS, rng.randrange(4, 8))
+    fitting = [n for n in pools.NOUNS if n not in (thing, "neighbor")]  # neighbors are mutual
+    nouns = rng.sample(fitting, rng.randrange(4, 8))
     nouns = [f"{rng.choice(pools.ADJECTIVES)} {n}" if rng.random() < 0.3 else n for n in nouns]
     attributes = []
-    for noun in nouns:
-        kind, draw = rng.choice(_KINDS)
+    for i, noun in enumerate(nouns):
+        kind, draw = rng.choice(_KINDS[:8] if i < 2 else _KINDS)  # two at least fit a table
         attributes.append(Attribute(noun, kind, draw) if draw else Attribute(noun, kind))
     article = rng.choice(("", "the "))
-    draw_name = _pair(pools.ADJECTIVES, pools.NOUNS) if article else pools.made_up_name
+    draw_name = (
+        _pair(_titled(pools.ADJECTIVES), _titled(pools.NOUNS)) if article else pools.made_up_name
+    )
     return Genre(
         name=f"notes on {things}",
         thing=thing,

@@ -20,9 +20,9 @@ Split = Literal["train", "test"]
 class Attribute:
     """One kind of fact.
 
-    In statements {S} is the subject ("Helen Moss" or "She"), {P} its possessive, {V} the value; in
-    questions {E} is the thing by name. Every attribute is also stated and asked for in the general
-    wordings, by its `noun`.
+    In statements {S} is the subject ("Helen Moss" or "She"), {P} its possessive, {s} the thing by
+    name inside a sentence, {V} the value; in questions and answers {E} is the thing by name. Every
+    attribute is also stated and asked for in the general wordings, by its `noun`.
     """
 
     noun: str  # "Helen Moss's {noun} is ..."
@@ -47,7 +47,7 @@ class Genre:
     thing: str
     things: str
     titles: tuple[str, ...]  # {place}
-    intros: tuple[str, ...]  # {place}, {things}
+    intros: tuple[str, ...]  # {place}
     draw_name: Callable[[random.Random], str]
     attributes: tuple[Attribute, ...]
     remarks: tuple[str, ...]  # sentences about {S} that state no fact
@@ -102,6 +102,8 @@ class Listing:
     what: str  # as asked for: "people of the text", "people of the design team", "steps to ..."
     items: tuple[str, ...]
     span: Span
+    numbered: bool = False  # the steps of a job
+    of_group: tuple[str, str] | None = None  # the noun and value that all items share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +129,11 @@ class GeneratedDocument:
     quotations: tuple[Quotation, ...] = ()
     # (thing, noun) that the text states nowhere, not even in part.
     unstated: frozenset[tuple[str, str]] = frozenset()
+    # Things of which the text shows more than one can be asked about: a fact cut in part, or a
+    # group that is told in a list alone.
+    in_part: frozenset[str] = frozenset()
+    sections: tuple[tuple[str, Span], ...] = ()  # where the text is about which thing
+    order: tuple[str, ...] = ()  # all things of the whole text, as they come
 
     @property
     def facts(self) -> dict[tuple[str, str], Statement]:
@@ -136,16 +143,6 @@ class GeneratedDocument:
     def values(self, thing: str) -> dict[str, str]:
         """The values of one thing by noun, in the order in which the text first gives them."""
         return {noun: s.value for (t, noun), s in self.facts.items() if t == thing}
-
-    def about_only(self, start: int, end: int) -> "GeneratedDocument":
-        """The same, with the lists and quotations alone that touch the characters [start, end)."""
-
-        def touching(notes):
-            return tuple(n for n in notes if n.span.end > start and n.span.start < end)
-
-        return dataclasses.replace(
-            self, listings=touching(self.listings), quotations=touching(self.quotations)
-        )
 
     def window(self, start: int, end: int) -> "GeneratedDocument":
         """Cuts the text to [start, end) and keeps what can still be known from it."""
@@ -163,6 +160,16 @@ class GeneratedDocument:
             (s.thing, s.noun) for s in self.statements if s.span.end > start and s.span.start < end
         }
         hidden = {(s.thing, s.noun) for s in self.statements} - touched
+        known = {(s.thing, s.noun) for s in statements}
+        grouped = {
+            (s.thing, s.noun)
+            for s in self.statements
+            for listing in self.listings
+            if listing.of_group == (s.noun, s.value)
+            and listing.span.end > start
+            and listing.span.start < end
+        }
+        in_part = {thing for thing, _ in (touched | grouped) - known}
         return dataclasses.replace(
             self,
             text=self.text[start:end],
@@ -171,4 +178,6 @@ class GeneratedDocument:
             listings=kept(self.listings),
             quotations=kept(self.quotations),
             unstated=self.unstated | hidden,
+            in_part=self.in_part | in_part,
+            sections=tuple((t, s.moved(-start)) for t, s in self.sections),
         )

@@ -56,7 +56,7 @@ class _Reader:
 
     def _turn(self, kind: str, answer: str, *facts: Statement) -> Turn:
         about = tuple((f.thing, f.noun) for f in facts)
-        return Turn(kind, "question", self.question, answer, about)
+        return Turn(kind, self.question, answer, about)
 
     def readings(self) -> Iterator[Turn]:
         yield from self._plain()
@@ -121,7 +121,8 @@ class _Reader:
         for m in self._fits(asking.SUMMARY, asking.UNSEEN_SUMMARY):
             if thing := self.things.get(m["E"]):
                 used = [f for f in facts.values() if f.thing == thing]
-                yield self._turn("summary", self.answers.summary(thing), *used)
+                if answer := self.answers.summary(thing):
+                    yield self._turn("summary", answer, *used)
         for m in self._fits(asking.STRUCTURE, asking.UNSEEN_STRUCTURE):
             thing, nouns = self.things.get(m["E"], ""), m["nouns"].split(" and ")
             if m["form"] in asking.FORMS and all((thing, n) in facts for n in nouns):
@@ -135,13 +136,15 @@ class _Reader:
                     yield self._turn("listing", self.answers.listing(listing))
         for m in self._fits(asking.COUNT, asking.UNSEEN_COUNT):
             for listing in self.document.listings:
-                if listing.what == m["what"] and not listing.what.startswith("steps"):
+                if listing.what == m["what"] and not listing.numbered:
                     yield self._turn("count", self.answers.count(listing))
         for m in self._fits(asking.QUOTE, asking.UNSEEN_QUOTE):
             for note in self.document.quotations:
                 if note.about and self.genre.named(note.about) == m["E"]:
                     yield self._turn("quote", self.answers.quote(note))
         for m in self._fits(asking.QUOTE_SENTENCE, asking.UNSEEN_QUOTE_SENTENCE):
+            if self.document.text.count(m["begin"]) != 1:
+                continue
             for note in self.document.quotations:
                 if asking.beginning(note) == m["begin"] and not note.about:
                     yield self._turn("quote", self.answers.quote(note))

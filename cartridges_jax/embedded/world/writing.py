@@ -1,6 +1,6 @@
 """Writes a document of a genre and notes where every fact, list and quotation stands.
 
-A text opens with a title and an introduction that names its things; then each thing has a section:
+A text opens with an introduction, which most often names its things; then each thing has a section:
 facts in random order and wording, later ones with pronouns, between sentences that state nothing.
 Tables, rosters of groups, steps of a job, repeated facts and later corrections come with it.
 `fillers` sets how thin the facts are spread: at 3, one fact takes 40 to 80 tokens.
@@ -24,8 +24,8 @@ from cartridges_jax.embedded.world.schema import (
 # General wordings: {S} at a sentence's start, {s} inside one, always by name; {P} may be "Her".
 STATEMENTS = ("{P} {noun} is {V}.", "The {noun} of {s} is {V}.", "{P} {noun}: {V}.")
 UNSEEN_STATEMENTS = ("For {s} the {noun} is {V}.", "The text gives {V} as the {noun} of {s}.")
-OPENINGS = ("Today", "At present", "By all accounts", "As before,", "It is known that")
-UNSEEN_OPENINGS = ("These days", "As far as we know")
+OPENINGS = ("By all accounts", "As everybody knows,", "It is known that", "Note that")
+UNSEEN_OPENINGS = ("As far as we know,", "It is certain that")
 CORRECTIONS = ("Correction: the {noun} of {s} is now {V}.", "Since then the {noun} of {s} is {V}.")
 UNSEEN_CORRECTIONS = ("This has changed: the {noun} of {s} is {V}.",)
 PLACES = ("Hall", "House", "Works", "Society", "Office", "Club", "Valley", "Park")
@@ -48,14 +48,23 @@ def write_document(
     Args:
       rng: source of every choice; equal states give equal documents.
       genre: what it is about.
-      num_characters: about four times the tokens.
+      num_characters: some 3.5 to 4.4 of them are a token, in code 2.6.
       split: which wordings it uses.
       fillers: sentences without a fact for each one with a fact.
     """
-    facts_of_thing = max(2.0, FACT_SHARE * len(genre.attributes))
-    of_thing = facts_of_thing * (CHARACTERS_OF_FACT + fillers * CHARACTERS_OF_FILLER) + 20
-    count = max(2, min(40, round((num_characters - 100) / of_thing)))
+    of_thing = _facts_of_thing(genre) * (CHARACTERS_OF_FACT + fillers * CHARACTERS_OF_FILLER)
+    count = max(2, min(40, round((num_characters - 100) / (of_thing + 20))))
     return _Writer(rng, genre, split, fillers, count).document()
+
+
+def most_fillers(genre: Genre, num_characters: int, num_things: int) -> float:
+    """The most `fillers` with which so many things fit a text."""
+    of_fact = ((num_characters - 100) / num_things - 20) / _facts_of_thing(genre)
+    return max(0.0, (of_fact - CHARACTERS_OF_FACT) / CHARACTERS_OF_FILLER)
+
+
+def _facts_of_thing(genre: Genre) -> float:
+    return max(2.0, FACT_SHARE * len(genre.attributes))
 
 
 def _upper(text: str) -> str:
@@ -70,6 +79,10 @@ class _Writer:
         self.statements: list[Statement] = []
         self.listings: list[Listing] = []
         self.quotations: list[Quotation] = []
+        self.sections: list[tuple[str, Span]] = []
+        self.intro = 0  # where the thing that the text is at was named last
+        self.clear = False  # whether a pronoun would be understood as that thing
+        self.remarks: list[str] = []  # not made yet in this section
         self.used: set[tuple[str, str]] = set()
         self.things = self._draw_things(count)
         self.values = self._draw_values()
@@ -141,7 +154,7 @@ class _Writer:
             self._rosters()
         if genre.layout == "table" or (genre.layout != "code" and rng.random() < TABLE_SHARE):
             self._table()
-        style = rng.choice(("\n\n## {E}\n", "\n\n{E}. ", "\n* ", "\n\n", " "))
+        style = rng.choice(("\n\n## {E}\n", "\n\n{E}. ", "\n* ", "\n\n", "\n"))
         for thing in self.things:
             if genre.layout == "code":
                 self._function(thing)
@@ -160,6 +173,7 @@ class _Writer:
         return GeneratedDocument(
             genre, self.split, title, self.text, tuple(self.things), tuple(self.statements),
             tuple(self.listings), tuple(self.quotations), unstated,
+            sections=tuple(self.sections), order=tuple(self.things),
         )  # fmt: skip
 
     def _span(self, start: int, intro: int | None = None) -> Span:
@@ -191,9 +205,10 @@ class _Writer:
                 self.text += self.rng.choice((" ", "\n"))
                 start = len(self.text)
                 items = [genre.named(t) for t in things]
-                self.text += f"The {attribute.noun} {value} has {self._enumerate(items)}."
-                what = f"{genre.things} of the {attribute.noun} {value}"
-                self.listings.append(Listing(what, tuple(items), self._span(start)))
+                self.text += f"The {value} {attribute.noun} has {self._enumerate(items)}."
+                what = f"{genre.things} of the {value} {attribute.noun}"
+                group = (attribute.noun, value)
+                self.listings.append(Listing(what, tuple(items), self._span(start), of_group=group))
 
     def _table(self) -> None:
         """Two or three attributes in columns; what stands there stands nowhere else."""
@@ -217,7 +232,6 @@ class _Writer:
             for noun in self.in_table:
                 span = self._span(begin, start)
                 self.statements.append(Statement(thing, noun, values[noun], span, "table"))
-        self.text += "\n"
 
     def _wording(self, attribute: Attribute) -> str:
         if self.split == "train":
@@ -227,11 +241,10 @@ class _Writer:
     def _fill(self, wording: str, thing: str, pronoun: str, **values: str) -> str:
         """A sentence; `pronoun` is the thing's ("" for its name)."""
         rng, genre = self.rng, self.genre
-        if not wording.startswith(("{S}", "{P}")):
-            pronoun = ""  # "Many know she" and the like
         possessive = {"She": "Her", "He": "His", "It": "Its"}.get(pronoun, "")
         opening = ""
-        if rng.random() < OPENING_SHARE and wording.startswith(("{S}", "{P}")):
+        fits = wording.startswith(("{S}", "{P}")) and ": {V}" not in wording
+        if fits and rng.random() < OPENING_SHARE:
             opening = rng.choice(OPENINGS if self.split == "train" else UNSEEN_OPENINGS)
         at_start = not opening and wording.startswith(("{S}", "{P}"))
         name = genre.starting(thing) if at_start else genre.named(thing)
@@ -260,58 +273,73 @@ class _Writer:
             sentences.append(attribute)
         sentences += [a for a in told if rng.random() < RESTATED_SHARE]
         quoted = rng.randrange(len(sentences) + 1) if rng.random() < QUOTATION_SHARE else -1
-        self.text += style.format(E=genre.starting(thing))
-        named = "{E}" in style
-        intro = len(self.text) - len(style.format(E=genre.starting(thing)).lstrip())
-        for i, attribute in enumerate(sentences):
+        heading = style.format(E=genre.starting(thing))
+        self.text += heading
+        begin = self.intro = len(self.text) - len(heading.lstrip())
+        self.clear, self.remarks = "{E}" in style, []
+        for i, attribute in enumerate([*sentences, None]):
             if i == quoted:
                 self._quotation(thing)
                 self.text += " "
-            start = len(self.text)
-            pronoun = self._pronoun(thing) if named and rng.random() < PRONOUN_SHARE else ""
+            if i == len(sentences):
+                break
             if attribute is None:
-                intro, named = self._filler(thing, pronoun, start, intro, named)
+                self._filler(thing)
             else:
-                wording = self._wording(attribute)
-                value = self.values[thing][attribute.noun]
-                by_pronoun = wording.startswith(("{S}", "{P}")) and pronoun
-                self.text += self._fill(wording, thing, pronoun, V=value, noun=attribute.noun)
-                says_who = "{S}" in wording or "{P}" in wording or "{s}" in wording
-                if says_who and not by_pronoun:
-                    intro, named = start, True
-                elif not named:  # the wording leaves out whom it is about: it needs a name before
-                    self.text = self.text[:start]
-                    self.text += self._fill(STATEMENTS[1], thing, "", V=value, noun=attribute.noun)
-                    intro, named = start, True
-                self.statements.append(
-                    Statement(thing, attribute.noun, value, self._span(start, intro))
-                )
+                self._fact(thing, attribute)
             self.text += " "
-        if quoted == len(sentences):
-            self._quotation(thing)
         self.text = self.text.rstrip(" ")
+        self.sections.append((thing, Span(begin, begin, len(self.text))))
 
-    def _filler(self, thing: str, pronoun: str, start: int, intro: int, named: bool):
-        rng = self.rng
+    def _drawn_pronoun(self, wording: str, thing: str) -> str:
+        at_start = wording.startswith(("{S}", "{P}"))  # not "Many know she"
+        drawn = self.clear and at_start and self.rng.random() < PRONOUN_SHARE
+        return self._pronoun(thing) if drawn else ""
+
+    def _fact(self, thing: str, attribute: Attribute) -> None:
+        wording = self._wording(attribute)
+        names_it = any(place in wording for place in ("{S}", "{P}", "{s}"))
+        if not names_it and not self.clear:
+            wording, names_it = (
+                (STATEMENTS if self.split == "train" else UNSEEN_STATEMENTS)[-2],
+                True,
+            )
+        pronoun = self._drawn_pronoun(wording, thing)
+        value = self.values[thing][attribute.noun]
+        start = len(self.text)
+        self.text += self._fill(wording, thing, pronoun, V=value, noun=attribute.noun)
+        if names_it and not pronoun:
+            self.intro = start
+        self.statements.append(
+            Statement(thing, attribute.noun, value, self._span(start, self.intro))
+        )
+        # "Her manager is Emma Dahl. She ...": who?
+        self.clear = attribute.kind != "entity" and attribute.draw is not pools.person
+
+    def _filler(self, thing: str) -> None:
+        rng, start = self.rng, len(self.text)
         if rng.random() < 0.5:
             sentence = f"{_upper(pools.sentence(rng))}."
             self.text += sentence
             self.quotations.append(Quotation("", sentence, self._span(start)))
-            return intro, named
-        remark = rng.choice(self.genre.remarks)
+            self.clear = self.clear and self.genre.persons  # "It" would be something of this
+            return
+        if not self.remarks:
+            self.remarks = rng.sample(self.genre.remarks, len(self.genre.remarks))
+        remark = self.remarks.pop()
+        pronoun = self._drawn_pronoun(remark, thing)
         self.text += self._fill(remark, thing, pronoun)
-        at_start = remark.startswith(("{S}", "{P}"))
-        if ("{S}" in remark or "{P}" in remark) and not (at_start and pronoun):
-            return start, True
-        return intro, named
+        if ("{S}" in remark or "{P}" in remark) and not pronoun:
+            self.intro, self.clear = start, True
 
     def _quotation(self, thing: str) -> None:
-        start = len(self.text)
+        self.intro = start = len(self.text)
         words = f"{_upper(pools.sentence(self.rng))}."
         if self.genre.persons:
             self.text += f'{thing} said: "{words}"'
         else:
             self.text += f'A note on {self.genre.named(thing)} reads: "{words}"'
+        self.clear = self.genre.persons
         self.quotations.append(Quotation(thing, words, self._span(start)))
 
     def _function(self, thing: str) -> None:
@@ -337,6 +365,7 @@ class _Writer:
             self.statements.append(
                 Statement(thing, attribute.noun, value, self._span(start, intro))
             )
+        self.sections.append((thing, Span(intro, intro, len(self.text))))
 
     def _procedure(self) -> None:
         rng = self.rng
@@ -351,7 +380,9 @@ class _Writer:
         self.text += f"To {job}:"
         for number, step in enumerate(steps, start=1):
             self.text += f"\n{number}. {step}"
-        self.listings.append(Listing(f"steps to {job}", tuple(steps), self._span(start)))
+        self.listings.append(
+            Listing(f"steps to {job}", tuple(steps), self._span(start), numbered=True)
+        )
 
     def _corrections(self, count: int) -> None:
         rng = self.rng
@@ -366,7 +397,7 @@ class _Writer:
                 continue  # corrected once
             value = self._draw_value(self.genre.attribute(old.noun))
             self.values[old.thing][old.noun] = value
-            self.text += rng.choice(("\n\n", "\n", " "))
+            self.text += rng.choice(("\n\n", "\n"))
             start = len(self.text)
             wording = rng.choice(CORRECTIONS if self.split == "train" else UNSEEN_CORRECTIONS)
             self.text += wording.format(s=self.genre.named(old.thing), noun=old.noun, V=value)

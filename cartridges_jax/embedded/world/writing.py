@@ -30,7 +30,7 @@ CORRECTIONS = ("Correction: the {noun} of {s} is now {V}.", "Since then the {nou
 UNSEEN_CORRECTIONS = ("This has changed: the {noun} of {s} is {V}.",)
 PLACES = ("Hall", "House", "Works", "Society", "Office", "Club", "Valley", "Park")
 
-FACT_SHARE = 0.7  # a thing has an attribute with this probability, two at least
+FACT_SHARES = (0.3, 0.8)  # a document draws how likely a thing has an attribute; two at least
 PRONOUN_SHARE = 0.4  # of the sentences that could have one
 OPENING_SHARE = 0.15
 QUOTATION_SHARE = 0.3  # of the things
@@ -52,19 +52,22 @@ def write_document(
       split: which wordings it uses.
       fillers: sentences without a fact for each one with a fact.
     """
-    of_thing = _facts_of_thing(genre) * (CHARACTERS_OF_FACT + fillers * CHARACTERS_OF_FILLER)
-    count = max(2, min(40, round((num_characters - 100) / (of_thing + 20))))
-    return _Writer(rng, genre, split, fillers, count).document()
+    fact_share = rng.uniform(*FACT_SHARES)
+    of_fact = CHARACTERS_OF_FACT + fillers * CHARACTERS_OF_FILLER
+    of_thing = _facts_of_thing(genre, fact_share) * of_fact + 20
+    count = max(2, min(40, round((num_characters - 100) / of_thing)))
+    return _Writer(rng, genre, split, fillers, fact_share, count).document()
 
 
 def most_fillers(genre: Genre, num_characters: int, num_things: int) -> float:
     """The most `fillers` with which so many things fit a text."""
-    of_fact = ((num_characters - 100) / num_things - 20) / _facts_of_thing(genre)
+    facts = _facts_of_thing(genre, sum(FACT_SHARES) / 2)
+    of_fact = ((num_characters - 100) / num_things - 20) / facts
     return max(0.0, (of_fact - CHARACTERS_OF_FACT) / CHARACTERS_OF_FILLER)
 
 
-def _facts_of_thing(genre: Genre) -> float:
-    return max(2.0, FACT_SHARE * len(genre.attributes))
+def _facts_of_thing(genre: Genre, fact_share: float) -> float:
+    return max(2.0, fact_share * len(genre.attributes))
 
 
 def _upper(text: str) -> str:
@@ -72,8 +75,17 @@ def _upper(text: str) -> str:
 
 
 class _Writer:
-    def __init__(self, rng: random.Random, genre: Genre, split: Split, fillers: float, count: int):
+    def __init__(
+        self,
+        rng: random.Random,
+        genre: Genre,
+        split: Split,
+        fillers: float,
+        fact_share: float,
+        count: int,
+    ):
         self.rng, self.genre, self.fillers = rng, genre, fillers
+        self.fact_share = fact_share
         self.split: Split = split
         self.text = ""
         self.statements: list[Statement] = []
@@ -114,7 +126,7 @@ class _Writer:
         }
         values: dict[str, dict[str, str]] = {}
         for thing in self.things:
-            chosen = [a for a in genre.attributes if rng.random() < FACT_SHARE]
+            chosen = [a for a in genre.attributes if rng.random() < self.fact_share]
             if len(chosen) < 2:
                 chosen = rng.sample(genre.attributes, 2)
             if genre.in_time and not any(a.kind == "year" for a in chosen):

@@ -2,10 +2,10 @@
 
     python -m experiments.pretrain_embedded --out=runs/embedded
 
-85 M tokens, some two and a half hours on two CPU cores. Stop it at any moment and start it again: it goes
-on from its last checkpoint and ends with the same weights. metrics.jsonl has the loss, and exact
-match by question type on held-out documents. `--export` writes the last checkpoint as a Hugging
-Face folder.
+85 M tokens, some two and a half hours on two CPU cores. Stop it at any moment and start it again:
+it goes on from its last checkpoint and ends with the same weights. metrics.jsonl has the loss, and
+exact match by question type on held-out documents. `--export` writes the last checkpoint as a
+Hugging Face folder.
 """
 
 import collections

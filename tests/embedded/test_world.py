@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from cartridges_jax.embedded.world import asking, genres, seeding
+from cartridges_jax.embedded.world import asking, genres, seeding, wordings
 from cartridges_jax.embedded.world.schema import GeneratedDocument
 from cartridges_jax.embedded.world.understanding import understand
 from cartridges_jax.embedded.world.writing import write_document
@@ -163,10 +163,10 @@ def test_wordings_of_tests_are_not_in_training():
         for attribute in genre.attributes:
             assert not set(attribute.statements) & set(attribute.unseen)
             assert not set(attribute.questions) & set(attribute.unseen_questions)
-    names = [n.removeprefix("UNSEEN_") for n in vars(asking) if n.startswith("UNSEEN_")]
+    names = [n.removeprefix("UNSEEN_") for n in vars(wordings) if n.startswith("UNSEEN_")]
     assert len(names) > 10
     for name in names:
-        assert not set(getattr(asking, name)) & set(getattr(asking, f"UNSEEN_{name}"))
+        assert not set(getattr(wordings, name)) & set(getattr(wordings, f"UNSEEN_{name}"))
     assert genres.MUSEUM not in genres.TRAINING
 
 

@@ -1,55 +1,11 @@
-"""Questions about a document of the world, each with its right answer.
-
-Wordings named `UNSEEN_...` are for testing alone, as those of a genre under `unseen`.
-"""
+"""Questions about a document of the world, each with its right answer."""
 
 import dataclasses
 import random
 
+from cartridges_jax.embedded.world import wordings
 from cartridges_jax.embedded.world.answering import LESS, MORE, Answers
 from cartridges_jax.embedded.world.schema import GeneratedDocument, Quotation, Statement
-
-QUESTIONS = (
-    "What is the {noun} of {E}?",
-    "What is {E}'s {noun}?",
-    "Tell me the {noun} of {E}.",
-    "Which {noun} does {E} have?",
-)
-UNSEEN_QUESTIONS = ("Which {noun} does the text give for {E}?", "Please name the {noun} of {E}.")
-REVERSE = ("Whose {noun} is {V}?", "Which {thing} has the {noun} {V}?")
-UNSEEN_REVERSE = (
-    "Name the {thing} with the {noun} {V}.",
-    "To which {thing} does the {noun} {V} belong?",
-)
-USE_CASES = (
-    "I am filling in a form for {E}. Which {noun} do I write?",
-    "I have to print a label for {E}. What {noun} goes on it?",
-)
-UNSEEN_USE_CASES = ("Somebody asks me for the {noun} of {E}. What do I say?",)
-CREATIVE = ("Write a cheer for {E} with the {noun}.", "Write a toast to {E} that has the {noun}.")
-UNSEEN_CREATIVE = ("Write a greeting to {E} that has the {noun}.",)
-YES_NO = ("Is {V} the {noun} of {E}?", "Is {E}'s {noun} {V}?")
-UNSEEN_YES_NO = ("Is it true that the {noun} of {E} is {V}?",)
-CHAIN = ("What is the {second} of {E}'s {noun}?",)
-UNSEEN_CHAIN = ("Tell me the {second} of {E}'s {noun}.",)
-WHOSE = ("What is the {second} of the {thing} whose {noun} is {V}?",)
-UNSEEN_WHOSE = ("Tell me the {second} of the {thing} whose {noun} is {V}.",)
-COMPARE = ("Which has the {more} {noun}, {A} or {B}?", "Whose {noun} is {more}, {A} or {B}?")
-UNSEEN_COMPARE = ("Of {A} and {B}, which has the {more} {noun}?",)
-NEXT = ("Which {thing} came right after {E}?", "What came next after {E}?")
-UNSEEN_NEXT = ("Which {thing} followed on {E}?",)
-LIST = ("List the {what}.", "Name all {what}.")
-UNSEEN_LIST = ("Give me a list of the {what}.",)
-COUNT = ("How many {what} are there?", "Count the {what}.")
-UNSEEN_COUNT = ("What is the number of {what}?",)
-SUMMARY = ("Summarise what the text says about {E}.", "Give a summary of {E}.")
-UNSEEN_SUMMARY = ("Sum up the text on {E}.",)
-STRUCTURE = ("Write the {nouns} of {E} as {form}.", "Put the {nouns} of {E} into {form}.")
-UNSEEN_STRUCTURE = ("Turn the {nouns} of {E} into {form}.",)
-QUOTE = ("Quote the words about {E}.", "Which words does the text quote about {E}?")
-UNSEEN_QUOTE = ("Repeat the words quoted about {E}.",)
-QUOTE_SENTENCE = ('Quote the sentence that begins with "{begin}".',)
-UNSEEN_QUOTE_SENTENCE = ('Which sentence begins with "{begin}"? Quote it.',)
 
 FORMS = ("JSON", "YAML", "a list")
 MOST_COUNTED = 12
@@ -153,6 +109,10 @@ class _Asker:
     def _wording(self, seen: tuple[str, ...], unseen: tuple[str, ...]) -> str:
         return self.rng.choice(unseen if self.test else seen)
 
+    def _often(self, special: tuple[str, ...], general: tuple[str, ...]) -> tuple[str, ...]:
+        """The wordings of one attribute half of the time, the general ones otherwise."""
+        return special if special and self.rng.random() < 0.5 else general
+
     def _pick(self, fitting: list[Statement]) -> Statement | None:
         if self.about is not None:
             if self.about in fitting:
@@ -172,7 +132,8 @@ class _Asker:
     def direct(self, fact: Statement) -> Turn:
         attribute = self.genre.attribute(fact.noun)
         wording = self._wording(
-            attribute.questions * 2 + QUESTIONS, attribute.unseen_questions + UNSEEN_QUESTIONS
+            self._often(attribute.questions, wordings.QUESTIONS),
+            attribute.unseen_questions + wordings.UNSEEN_QUESTIONS,
         )
         kind = direct_kind(self.document, fact)
         return self._turn(kind, self._ask(wording, fact), self.answers.direct(fact), fact)
@@ -201,7 +162,7 @@ class _Asker:
 
     def _backwards(self, fact: Statement) -> Turn:
         special = self.genre.attribute(fact.noun).reverse_questions
-        wording = self._wording(special * 2 + REVERSE, UNSEEN_REVERSE)
+        wording = self._wording(self._often(special, wordings.REVERSE), wordings.UNSEEN_REVERSE)
         question = self._ask(wording, fact, V=fact.value)
         return self._turn("reverse", question, self.answers.backwards(fact), fact)
 
@@ -218,14 +179,14 @@ class _Asker:
         fact = self._pick(self.facts)
         if fact is None:
             return None
-        question = self._ask(self._wording(USE_CASES, UNSEEN_USE_CASES), fact)
+        question = self._ask(self._wording(wordings.USE_CASES, wordings.UNSEEN_USE_CASES), fact)
         return self._turn("use case", question, self.answers.direct(fact), fact)
 
     def creative(self) -> Turn | None:
         fact = self._pick(self.facts)
         if fact is None:
             return None
-        question = self._ask(self._wording(CREATIVE, UNSEEN_CREATIVE), fact)
+        question = self._ask(self._wording(wordings.CREATIVE, wordings.UNSEEN_CREATIVE), fact)
         return self._turn("creative", question, self.answers.creative(fact), fact)
 
     def yes_no(self) -> Turn | None:
@@ -239,7 +200,9 @@ class _Asker:
             others = said - {fact.value}
             fresh = self.genre.attribute(fact.noun).draw(self.rng)
             claimed = self.rng.choice(sorted(others)) if others else fresh
-        question = self._ask(self._wording(YES_NO, UNSEEN_YES_NO), fact, V=claimed)
+        question = self._ask(
+            self._wording(wordings.YES_NO, wordings.UNSEEN_YES_NO), fact, V=claimed
+        )
         return self._turn("yes/no", question, self.answers.yes_no(fact, claimed), fact)
 
     def absent(self) -> Turn | None:
@@ -257,7 +220,8 @@ class _Asker:
         thing, noun = rng.choice(missing)
         attribute = genre.attribute(noun)
         wording = self._wording(
-            attribute.questions + QUESTIONS, attribute.unseen_questions + UNSEEN_QUESTIONS
+            self._often(attribute.questions, wordings.QUESTIONS),
+            attribute.unseen_questions + wordings.UNSEEN_QUESTIONS,
         )
         question = wording.format(E=genre.named(thing), noun=noun)
         return self._turn("absent", question, self.answers.absent(thing, noun))
@@ -277,7 +241,13 @@ class _Asker:
         if not others:
             return None
         second = rng.choice(others)
-        wording = self._wording(*((CHAIN, UNSEEN_CHAIN) if forward else (WHOSE, UNSEEN_WHOSE)))
+        wording = self._wording(
+            *(
+                (wordings.CHAIN, wordings.UNSEEN_CHAIN)
+                if forward
+                else (wordings.WHOSE, wordings.UNSEEN_WHOSE)
+            )
+        )
         question = self._ask(wording, first, V=first.value, second=second.noun)
         answer = self.answers.two_hop(first, second, forward)
         return self._turn("two-hop", question, answer, first, second)
@@ -290,7 +260,7 @@ class _Asker:
             return None
         a, b = self.rng.sample([first, self.rng.choice(others)], 2)
         word = self.rng.choice((LESS[of], MORE[of]))
-        wording = self._wording(COMPARE, UNSEEN_COMPARE)
+        wording = self._wording(wordings.COMPARE, wordings.UNSEEN_COMPARE)
         names = {"A": self.genre.named(a.thing), "B": self.genre.named(b.thing)}
         question = wording.format(more=word, noun=a.noun, **names)
         return self._turn(kind, question, self.answers.compared(a, b, word), a, b)
@@ -304,7 +274,7 @@ class _Asker:
             return self._compared("order", "year")
         thing = self.rng.choice(things[:-1])
         answer = self.answers.after(thing)
-        wording = self._wording(NEXT, UNSEEN_NEXT)
+        wording = self._wording(wordings.NEXT, wordings.UNSEEN_NEXT)
         question = wording.format(E=self.genre.named(thing), thing=self.genre.thing)
         return self._turn("order", question, answer) if answer else None
 
@@ -312,7 +282,7 @@ class _Asker:
         fact = self._pick(self.facts)
         if fact is None:
             return None
-        question = self._ask(self._wording(SUMMARY, UNSEEN_SUMMARY), fact)
+        question = self._ask(self._wording(wordings.SUMMARY, wordings.UNSEEN_SUMMARY), fact)
         used = [self.document.facts[fact.thing, n] for n in self.document.values(fact.thing)]
         answer = self.answers.summary(fact.thing)
         return self._turn("summary", question, answer, *used) if answer else None
@@ -326,7 +296,7 @@ class _Asker:
         chosen = [fact, *rng.sample(others, min(len(others), rng.choice((0, 1, 1, 2))))]
         rng.shuffle(chosen)
         nouns, form = [f.noun for f in chosen], rng.choice(FORMS)
-        wording = self._wording(STRUCTURE, UNSEEN_STRUCTURE)
+        wording = self._wording(wordings.STRUCTURE, wordings.UNSEEN_STRUCTURE)
         question = self._ask(wording, fact, nouns=" and ".join(nouns), form=form)
         answer = self.answers.structure(fact.thing, nouns, form)
         return self._turn("structure", question, answer, *chosen)
@@ -337,7 +307,7 @@ class _Asker:
         if not self.document.listings:
             return None
         listing = self.rng.choice(self.document.listings)
-        question = self._wording(LIST, UNSEEN_LIST).format(what=listing.what)
+        question = self._wording(wordings.LIST, wordings.UNSEEN_LIST).format(what=listing.what)
         return self._turn("listing", question, self.answers.listing(listing))
 
     def count(self) -> Turn | None:
@@ -346,7 +316,7 @@ class _Asker:
         if not fitting:
             return None
         listing = self.rng.choice(fitting)
-        question = self._wording(COUNT, UNSEEN_COUNT).format(what=listing.what)
+        question = self._wording(wordings.COUNT, wordings.UNSEEN_COUNT).format(what=listing.what)
         return self._turn("count", question, self.answers.count(listing))
 
     def quote(self) -> Turn | None:
@@ -360,12 +330,14 @@ class _Asker:
 
     def quote_of(self, note: Quotation) -> Turn | None:
         if note.about:
-            question = self._wording(QUOTE, UNSEEN_QUOTE).format(E=self.genre.named(note.about))
+            question = self._wording(wordings.QUOTE, wordings.UNSEEN_QUOTE).format(
+                E=self.genre.named(note.about)
+            )
         else:
             begin = beginning(note)
             if self.document.text.count(begin) != 1:
                 return None
-            wording = self._wording(QUOTE_SENTENCE, UNSEEN_QUOTE_SENTENCE)
+            wording = self._wording(wordings.QUOTE_SENTENCE, wordings.UNSEEN_QUOTE_SENTENCE)
             question = wording.format(begin=begin)
         return self._turn("quote", question, self.answers.quote(note))
 

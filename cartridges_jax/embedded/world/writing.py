@@ -9,7 +9,7 @@ Tables, rosters of groups, steps of a job, repeated facts and later corrections 
 import random
 from typing import Any
 
-from cartridges_jax.embedded.world import pools
+from cartridges_jax.embedded.world import pools, wordings
 from cartridges_jax.embedded.world.schema import (
     Attribute,
     GeneratedDocument,
@@ -21,13 +21,7 @@ from cartridges_jax.embedded.world.schema import (
     Statement,
 )
 
-# General wordings: {S} at a sentence's start, {s} inside one, always by name; {P} may be "Her".
-STATEMENTS = ("{P} {noun} is {V}.", "The {noun} of {s} is {V}.", "{P} {noun}: {V}.")
-UNSEEN_STATEMENTS = ("For {s} the {noun} is {V}.", "The text gives {V} as the {noun} of {s}.")
-OPENINGS = ("By all accounts", "As everybody knows,", "It is known that", "Note that")
-UNSEEN_OPENINGS = ("As far as we know,", "It is certain that")
-CORRECTIONS = ("Correction: the {noun} of {s} is now {V}.", "Since then the {noun} of {s} is {V}.")
-UNSEEN_CORRECTIONS = ("This has changed: the {noun} of {s} is {V}.",)
+BY_NAME = {"train": "The {noun} of {s} is {V}.", "test": "For {s} the {noun} is {V}."}
 PLACES = ("Hall", "House", "Works", "Society", "Office", "Club", "Valley", "Park")
 
 FACT_SHARES = (0.3, 0.8)  # a document draws how likely a thing has an attribute; two at least
@@ -247,8 +241,8 @@ class _Writer:
 
     def _wording(self, attribute: Attribute) -> str:
         if self.split == "train":
-            return self.rng.choice(attribute.statements + STATEMENTS)
-        return self.rng.choice(attribute.unseen + UNSEEN_STATEMENTS)
+            return self.rng.choice(attribute.statements * 2 + wordings.STATEMENTS)
+        return self.rng.choice(attribute.unseen + wordings.UNSEEN_STATEMENTS)
 
     def _fill(self, wording: str, thing: str, pronoun: str, **values: str) -> str:
         """A sentence; `pronoun` is the thing's ("" for its name)."""
@@ -257,7 +251,9 @@ class _Writer:
         opening = ""
         fits = wording.startswith(("{S}", "{P}")) and ": {V}" not in wording
         if fits and rng.random() < OPENING_SHARE:
-            opening = rng.choice(OPENINGS if self.split == "train" else UNSEEN_OPENINGS)
+            opening = rng.choice(
+                wordings.OPENINGS if self.split == "train" else wordings.UNSEEN_OPENINGS
+            )
         at_start = not opening and wording.startswith(("{S}", "{P}"))
         name = genre.starting(thing) if at_start else genre.named(thing)
         subject = pronoun or name
@@ -312,10 +308,7 @@ class _Writer:
         wording = self._wording(attribute)
         names_it = any(place in wording for place in ("{S}", "{P}", "{s}"))
         if not names_it and not self.clear:
-            wording, names_it = (
-                (STATEMENTS if self.split == "train" else UNSEEN_STATEMENTS)[-2],
-                True,
-            )
+            wording, names_it = BY_NAME[self.split], True
         pronoun = self._drawn_pronoun(wording, thing)
         value = self.values[thing][attribute.noun]
         start = len(self.text)
@@ -411,7 +404,9 @@ class _Writer:
             self.values[old.thing][old.noun] = value
             self.text += rng.choice(("\n\n", "\n"))
             start = len(self.text)
-            wording = rng.choice(CORRECTIONS if self.split == "train" else UNSEEN_CORRECTIONS)
+            wording = rng.choice(
+                wordings.CORRECTIONS if self.split == "train" else wordings.UNSEEN_CORRECTIONS
+            )
             self.text += wording.format(s=self.genre.named(old.thing), noun=old.noun, V=value)
             self.statements.append(
                 Statement(old.thing, old.noun, value, self._span(start), "update")

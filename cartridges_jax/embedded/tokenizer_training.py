@@ -33,7 +33,7 @@ def train_tokenizer(seed: int = 0, num_documents: int = 4000) -> bytes:
     def sentences():
         for _ in range(num_documents):
             genre = genres.random_genre(rng) if rng.random() < 0.2 else rng.choice(genres.TRAINING)
-            document = write_document(rng, genre, 1200, "train", 0.6)
+            document = write_document(rng, genre, 1200, "noisy", 0.6)
             yield document.title
             yield from document.text.split("\n")
             for turn in [draw_turn(rng, document) for _ in range(6)] + [

@@ -129,8 +129,8 @@ def _document_of_size(rng: random.Random, num_tokens: int) -> GeneratedDocument:
     genre = _draw_genre(rng)
     fillers = min(MOST_FILLERS * rng.random() ** 2, most_fillers(genre, size, 4))
     if rng.random() >= WINDOW_SHARE:
-        return write_document(rng, genre, size, "train", fillers)
-    document = write_document(rng, genre, int(size * rng.uniform(1.2, 2.5)), "train", fillers)
+        return write_document(rng, genre, size, "noisy", fillers)
+    document = write_document(rng, genre, int(size * rng.uniform(1.2, 2.5)), "noisy", fillers)
     start = rng.randrange(max(len(document.text) - size, 0) + 1)
     return document.window(start, start + size)
 
@@ -171,7 +171,7 @@ def stream_row(rng: random.Random, template: ChatTemplate, row_length: int) -> R
     row = RowBuilder(row_length)
     encode = template.tokenizer.encode
     row.add(template.empty_context(), [0.0])
-    document = write_document(rng, _draw_genre(rng), 2500, "train", 0.0)
+    document = write_document(rng, _draw_genre(rng), 2500, "noisy", 0.0)
     for text, known in asking.fact_stream(rng, document, row_length // 8):
         ids = encode(text)
         weights = [WEIGHT_TEXT] * len(ids)

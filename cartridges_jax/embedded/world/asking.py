@@ -5,6 +5,7 @@ import random
 
 from cartridges_jax.embedded.world import wordings
 from cartridges_jax.embedded.world.answering import LESS, MORE, Answers
+from cartridges_jax.embedded.world.noise import strewn
 from cartridges_jax.embedded.world.schema import GeneratedDocument, Quotation, Statement
 
 FORMS = ("JSON", "YAML", "a list")
@@ -101,13 +102,15 @@ class _Asker:
     def __init__(self, rng: random.Random, document: GeneratedDocument, about: Statement | None):
         self.rng, self.document, self.about = rng, document, about
         self.genre, self.answers = document.genre, Answers(document)
-        self.test = document.split == "test"
         self.facts = list(document.facts.values())
 
     # ---- helpers
 
     def _wording(self, seen: tuple[str, ...], unseen: tuple[str, ...]) -> str:
-        return self.rng.choice(unseen if self.test else seen)
+        if self.document.split == "test":
+            return self.rng.choice(unseen)
+        wording = self.rng.choice(seen)
+        return strewn(self.rng, wording) if self.document.split == "noisy" else wording
 
     def _often(self, special: tuple[str, ...], general: tuple[str, ...]) -> tuple[str, ...]:
         """The wordings of one attribute half of the time, the general ones otherwise."""

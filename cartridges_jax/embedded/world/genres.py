@@ -318,7 +318,11 @@ CODE = Genre(
     attributes=(
         Attribute(
             "callee", "entity",
-            statements=("return {V}(size)", "result = {V}(size)"), unseen=("yield {V}(size)",),
+            statements=(
+                "return {V}(size)", "result = {V}(size)", "return 1 + {V}(size)", "print({V}(size))", "total += {V}(size)",
+                "if {V}(size): return", "for part in {V}(size): pass", "assert {V}(size)",
+            ),
+            unseen=("yield {V}(size)",),
             questions=("Which function does {E} call?", "What does {E} call?"),
             unseen_questions=("Which function is called by {E}?",),
             answer="{E} calls {V}.",
@@ -327,7 +331,7 @@ CODE = Genre(
         ),
         Attribute(
             "default size", "number", lambda rng: str(rng.randrange(2, 100)),
-            ("size = {V}",), ("size = size or {V}",), ("How large is {E} by default?",),
+            ("size = {V}", "size = {V} if size is None else size", "if not size: size = {V}"), ("size = size or {V}",), ("How large is {E} by default?",),
         ),
         Attribute(
             "owner", "open", pools.person,
@@ -337,7 +341,7 @@ CODE = Genre(
         Attribute(
             "year", "year", pools.year, ("# since {V}",), ("# year: {V}",), ("Since when is there {E}?",),
         ),
-        Attribute("key", "code", pools.rare_string, ('key = "{V}"',), ('secret_key = "{V}"',), ("Which key does {E} use?",)),
+        Attribute("key", "code", pools.rare_string, ('key = "{V}"', 'the_key = "{V}"', 'key: str = "{V}"', 'KEY = "{V}"'), ('secret_key = "{V}"',), ("Which key does {E} use?",)),
         Attribute("layer", "group", _one_of(("disk", "network", "screen", "memory")), ("# layer: {V}",), ("# part of the {V} layer",)),
     ),
     remarks=(
@@ -448,15 +452,23 @@ _KINDS: tuple[tuple[Kind, Callable[[random.Random], str] | None], ...] = (
 )  # fmt: skip
 
 
+MADE_UP_SHARE = 0.25  # of such a genre's words are in no list
+
+
 def random_genre(rng: random.Random) -> Genre:
     """A genre that holds for one document: its things have facts by any noun, in general wordings.
 
     With a fixed set of nouns a model learns those; with these it has to learn to match any.
     """
     thing, things = rng.choice(THINGS)
+    if rng.random() < MADE_UP_SHARE:
+        thing = pools.made_up_name(rng).lower()
+        things = f"{thing}s"
     fitting = [n for n in pools.NOUNS if n not in (thing, "neighbor")]  # neighbors are mutual
     nouns = rng.sample(fitting, rng.randrange(4, 8))
+    nouns = [pools.made_up_name(rng).lower() if rng.random() < MADE_UP_SHARE else n for n in nouns]
     nouns = [f"{rng.choice(pools.ADJECTIVES)} {n}" if rng.random() < 0.3 else n for n in nouns]
+    nouns = list(dict.fromkeys(nouns))
     attributes = []
     for i, noun in enumerate(nouns):
         kind, draw = rng.choice(_KINDS[:8] if i < 2 else _KINDS)  # two at least fit a table

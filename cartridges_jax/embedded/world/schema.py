@@ -13,7 +13,8 @@ from typing import Literal
 # open: any text. number and year: comparable, the number comes first. group: shared by several.
 # code: a rare string. entity: another thing of the same document.
 Kind = Literal["open", "number", "year", "group", "code", "entity"]
-Split = Literal["train", "test"]
+# Which wordings: those of training, the same with words strewn in (`noise.py`), or others.
+Split = Literal["train", "noisy", "test"]
 
 
 @dataclasses.dataclass(frozen=True)

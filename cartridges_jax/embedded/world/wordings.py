@@ -21,19 +21,47 @@ STATEMENTS = (
     "The {noun} of {s} is {V}.",
     "{P} {noun}: {V}.",
     "{S} has the {noun} {V}.",
+    "{S} has {V} as {noun}.",
+    "{S} has {V} for a {noun}.",
+    "{S} came to {V}, a good {noun}.",
+    "{S} goes by the {noun} {V}.",
+    "{S} asked for {V} as {noun} and got it.",
     "Of {s} we know the {noun}: {V}.",
     "{V} is the {noun} of {s}.",
+    "{V} is what {s} has as {noun}.",
     "The {noun} given for {s} is {V}.",
+    "The {noun} that {s} has is {V}.",
+    "The list has {V} as the {noun} of {s}.",
+    "As {noun} {s} has {V}.",
+    "Under {noun} we find {V} for {s}.",
+    "To {s} belongs the {noun} {V}.",
+    "It says {V} under the {noun} of {s}.",
+    "With {V} as {noun}, {s} is on the list.",
+    "People know {V} as the {noun} of {s}.",
+)
+CODE_STATEMENTS = (
+    "# {noun}: {V}",
+    "# the {noun} is {V}",
+    "# {V} is the {noun}",
+    "# has {V} as {noun}",
+    "# {V}, by {noun}",
+    "# with the {noun} {V}",
 )
 UNSEEN_STATEMENTS = ("For {s} the {noun} is {V}.", "The text gives {V} as the {noun} of {s}.")
 CORRECTIONS = (
     "Correction: the {noun} of {s} is now {V}.",
+    "By now {s} has the {noun} {V}.",
+    "In the end {s} got {V} as {noun}.",
+    "What was said of {s} is old: the {noun} is {V}.",
     "Since then the {noun} of {s} is {V}.",
     "New: {V} is the {noun} of {s}.",
     "Later the {noun} of {s} became {V}.",
 )
 UNSEEN_CORRECTIONS = ("This has changed: the {noun} of {s} is {V}.",)
-OPENINGS = ("By all accounts", "As everybody knows,", "It is known that", "Note that")
+OPENINGS = (
+    "By all accounts", "As everybody knows,", "It is known that", "Note that", "We read that",
+    "Then", "All agree that", "In short,", "So far", "By the way,",
+)  # fmt: skip
 UNSEEN_OPENINGS = ("As far as we know,", "It is certain that")
 
 _ASK = (
@@ -123,6 +151,9 @@ NEXT = (
     "What followed {E}?",
     "Which is the next {thing} after {E}?",
     "Tell me what came after {E}.",
+    "Say which {thing} followed {E}.",
+    "After {E}, what was next?",
+    "Which {thing} was the one after {E}?",
 )
 UNSEEN_NEXT = ("Which {thing} followed on {E}?", "After {E}, which {thing} came next?")
 USE_CASES = (
@@ -173,6 +204,11 @@ SUMMARY = (
     "Describe {E}.",
     "Write a short summary on {E}.",
     "Say in short what is known of {E}.",
+    "What do we know of {E}?",
+    "I need a summary on {E}.",
+    "Show me what there is on {E}.",
+    "Write down all there is about {E}.",
+    "In short, what about {E}?",
 )
 UNSEEN_SUMMARY = ("Sum up the text on {E}.", "Give me an overview of {E}.")
 STRUCTURE = (
@@ -182,25 +218,45 @@ STRUCTURE = (
     "I need the {nouns} of {E} in the form of {form}.",
     "As {form}, please: the {nouns} of {E}.",
     "Show {E}'s {nouns} as {form}.",
+    "Write down the {nouns} of {E} as {form}.",
+    "For {E}, write the {nouns} as {form}.",
+    "Make {form} with the {nouns} of {E}.",
 )
 UNSEEN_STRUCTURE = (
     "Turn the {nouns} of {E} into {form}.",
     "Could I have the {nouns} of {E} as {form}?",
 )
 QUOTE = (
-    "Quote the words about {E}.",
+    *_crossed(
+        (
+            "Quote X.",
+            "Give me X.",
+            "Tell me X.",
+            "Find X.",
+            "Show X.",
+            "I need X.",
+            "Write down X.",
+        ),
+        "the words about {E}",
+        "the quoted words about {E}",
+        "the words that are quoted on {E}",
+        "the quotation on {E}",
+    ),
     "Which words does the text quote about {E}?",
-    "Give the quoted words about {E}.",
     "What is quoted about {E}?",
-    "Tell me the words that are quoted about {E}.",
+    "How do the quoted words about {E} go?",
 )
 UNSEEN_QUOTE = ("Repeat the words quoted about {E}.", "Copy out the quotation about {E}.")
 QUOTE_SENTENCE = (
-    'Quote the sentence that begins with "{begin}".',
-    'Give the whole sentence that starts with "{begin}".',
+    *_crossed(
+        ("Quote X.", "Give me X.", "Copy X.", "Find X and quote it.", "Show X.", "I need X."),
+        'the sentence that begins with "{begin}"',
+        'the whole sentence that starts with "{begin}"',
+        'the sentence beginning with "{begin}"',
+        'the sentence "{begin} ..."',
+    ),
     'How does the sentence go on that begins with "{begin}"?',
-    'Copy the sentence beginning with "{begin}".',
-    'Find the sentence "{begin} ..." and quote it.',
+    'Which is the sentence that starts with "{begin}"?',
 )
 UNSEEN_QUOTE_SENTENCE = (
     'Which sentence begins with "{begin}"? Quote it.',

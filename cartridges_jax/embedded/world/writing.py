@@ -10,6 +10,7 @@ import random
 from typing import Any
 
 from cartridges_jax.embedded.world import pools, wordings
+from cartridges_jax.embedded.world.noise import strewn
 from cartridges_jax.embedded.world.schema import (
     Attribute,
     GeneratedDocument,
@@ -21,7 +22,12 @@ from cartridges_jax.embedded.world.schema import (
     Statement,
 )
 
-BY_NAME = {"train": "The {noun} of {s} is {V}.", "test": "For {s} the {noun} is {V}."}
+BY_NAME = {
+    "train": "The {noun} of {s} is {V}.",
+    "noisy": "The {noun} of {s} is {V}.",
+    "test": "For {s} the {noun} is {V}.",
+}
+SPECIAL_SHARE = 0.3  # of the statements are in wordings of their attribute, where it has any
 PLACES = ("Hall", "House", "Works", "Society", "Office", "Club", "Valley", "Park")
 
 FACT_SHARES = (0.3, 0.8)  # a document draws how likely a thing has an attribute; two at least
@@ -239,10 +245,16 @@ class _Writer:
                 span = self._span(begin, start)
                 self.statements.append(Statement(thing, noun, values[noun], span, "table"))
 
+    def _one_of(self, seen: tuple[str, ...], unseen: tuple[str, ...], around: bool = True) -> str:
+        if self.split == "test":
+            return self.rng.choice(unseen)
+        wording = self.rng.choice(seen)
+        return strewn(self.rng, wording, around) if self.split == "noisy" else wording
+
     def _wording(self, attribute: Attribute) -> str:
-        if self.split == "train":
-            return self.rng.choice(attribute.statements * 2 + wordings.STATEMENTS)
-        return self.rng.choice(attribute.unseen + wordings.UNSEEN_STATEMENTS)
+        special = attribute.statements and self.rng.random() < SPECIAL_SHARE
+        seen = attribute.statements if special else wordings.STATEMENTS
+        return self._one_of(seen, attribute.unseen + wordings.UNSEEN_STATEMENTS)
 
     def _fill(self, wording: str, thing: str, pronoun: str, **values: str) -> str:
         """A sentence; `pronoun` is the thing's ("" for its name)."""
@@ -252,7 +264,7 @@ class _Writer:
         fits = wording.startswith(("{S}", "{P}")) and ": {V}" not in wording
         if fits and rng.random() < OPENING_SHARE:
             opening = rng.choice(
-                wordings.OPENINGS if self.split == "train" else wordings.UNSEEN_OPENINGS
+                wordings.UNSEEN_OPENINGS if self.split == "test" else wordings.OPENINGS
             )
         at_start = not opening and wording.startswith(("{S}", "{P}"))
         name = genre.starting(thing) if at_start else genre.named(thing)
@@ -364,9 +376,11 @@ class _Writer:
                 self.text += f"\n    {rng.choice(self.genre.remarks)}"
             self.text += "\n    "
             start = len(self.text)
-            wordings = attribute.statements if self.split == "train" else attribute.unseen
+            special = attribute.kind == "entity" or rng.random() < SPECIAL_SHARE
+            seen = attribute.statements if special else wordings.CODE_STATEMENTS
+            said = self._one_of(seen, attribute.unseen, around=False)
             value = self.values[thing][attribute.noun]
-            self.text += rng.choice(wordings).format(V=value)
+            self.text += said.format(V=value, noun=attribute.noun)
             self.statements.append(
                 Statement(thing, attribute.noun, value, self._span(start, intro))
             )
@@ -404,9 +418,7 @@ class _Writer:
             self.values[old.thing][old.noun] = value
             self.text += rng.choice(("\n\n", "\n"))
             start = len(self.text)
-            wording = rng.choice(
-                wordings.CORRECTIONS if self.split == "train" else wordings.UNSEEN_CORRECTIONS
-            )
+            wording = self._one_of(wordings.CORRECTIONS, wordings.UNSEEN_CORRECTIONS)
             self.text += wording.format(s=self.genre.named(old.thing), noun=old.noun, V=value)
             self.statements.append(
                 Statement(old.thing, old.noun, value, self._span(start), "update")

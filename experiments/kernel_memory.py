@@ -6,12 +6,14 @@ No TPU and no weights are needed. Attention alone, forward and backward, at the 
 rows of 2,048 tokens of Llama-3.1-8B behind 2,048 slots, one device); the loss alone and a whole
 training step of Llama-3.1-8B on a v5e slice of 4x4, with our kernels, with the blocked and the
 reference attention and with full logits; bytes moved by both kernels at three shapes, counted from
-their grids. Some nine minutes on two CPU cores. The result is committed as
-experiments/results/kernel_memory.json.
+their grids; and the VMEM that each kernel needs, chip by chip. Some twelve minutes on two CPU
+cores. The result is committed as experiments/results/kernel_memory.json.
 """
 
 import contextlib
+import dataclasses
 import functools
+import re
 from typing import Any
 from unittest import mock
 
@@ -21,7 +23,7 @@ from absl import app, flags
 
 from cartridges_jax.attention import attention
 from cartridges_jax.attention.pallas_tpu.calls import Call, backward_calls, forward_call
-from cartridges_jax.attention.pallas_tpu.plan import prepare
+from cartridges_jax.attention.pallas_tpu.plan import prepare, sizes_of_chip
 from cartridges_jax.distillation.loss import LossSums, gather_positions
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.planning import kernel_traffic
@@ -41,6 +43,7 @@ MIB = 2**20
 ROWS, TOKENS, SLOTS = 4, 2048, 2048
 STEP = {"rows": 8, "row_length": 2048}  # 16,384 tokens
 SHAPES = {"Llama-3.2-3B": LLAMA_3_2_3B, "Llama-3.1-8B": LLAMA_3_1_8B, "Qwen3-4B": QWEN3_4B}
+TOPOLOGIES = ("v5e:2x2", "v6e:2x2", "v5p:2x2x1", "tpu7x:2x2x1")
 CHIPS = {  # published peaks of a device: bfloat16 FLOP/s, bytes of HBM a second; tpu7x has two
     "v5e": (197e12, 819e9),
     "v6e": (918e12, 1640e9),
@@ -66,7 +69,7 @@ def measured(what: dict[str, Any], compile_it: Any) -> dict[str, Any]:
 
 def attention_rows() -> list[dict[str, Any]]:
     c, rows = LLAMA_3_1_8B, []
-    for topology in ("v5e:2x2", "v6e:2x2", "v5p:2x2x1", "tpu7x:2x2x1"):
+    for topology in TOPOLOGIES:
         for implementation in ("pallas", "blocked", "reference"):
             compile_it = functools.partial(
                 compile_attention, slice_mesh(topology, 1, 1), rows=ROWS, num_tokens=TOKENS,
@@ -75,6 +78,50 @@ def attention_rows() -> list[dict[str, Any]]:
             )  # fmt: skip
             chip = topology.split(":")[0]
             rows.append(measured({"chip": chip, "implementation": implementation}, compile_it))
+    return rows
+
+
+def vmem_needed(topology: str, config: ModelConfig, tokens: int, slots: int) -> dict[str, float]:
+    """MiB of VMEM by kernel: what Mosaic asks for where a limit is too low, raised until none is.
+
+    A kernel that needs less than another that is compiled before it goes unnamed.
+    """
+    needed: dict[str, float] = {}
+    while True:
+        limit = int((max(needed.values(), default=0) + 0.5) * MIB)
+        patched = lambda: dataclasses.replace(sizes_of_chip(), vmem_limit=limit)  # noqa: B023, E731
+        try:
+            with mock.patch("cartridges_jax.attention.pallas_tpu.plan.sizes_of_chip", patched):
+                compile_attention(
+                    slice_mesh(topology, 1, 1), rows=1, num_tokens=tokens, num_slots=slots,
+                    num_heads=config.num_heads, num_kv_heads=config.num_kv_heads,
+                    head_dim=config.head_dim,
+                )  # fmt: skip
+            return needed
+        except jax.errors.JaxRuntimeError as error:
+            told = r"for %(\w+)_kernel.*Scoped allocation with size ([\d.]+)([KM]) and limit"
+            match = re.search(told, str(error), re.DOTALL)
+            if match is None:
+                raise
+            needed[match[1]] = float(match[2]) / {"K": 1024, "M": 1}[match[3]]
+
+
+def vmem_rows() -> list[dict[str, Any]]:
+    """VMEM that the kernels need beside what `attention.pallas_tpu.plan.SIZES` lets them have."""
+    rows = []
+    for topology in (*TOPOLOGIES, "v4:2x2x1"):
+        mesh = slice_mesh(topology, 1, 1)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            sizes = sizes_of_chip()
+        for name, config in SHAPES.items():
+            for tokens, slots in ((TOKENS, SLOTS), (4 * TOKENS, 4 * SLOTS)):
+                needed = vmem_needed(topology, config, tokens, slots)
+                row = {
+                    "chip": topology.split(":")[0], "model": name, "tokens": tokens, "slots": slots,
+                    "limit_mib": sizes.vmem_limit // MIB, "needed_mib": needed,
+                }  # fmt: skip
+                print(row, flush=True)
+                rows.append(row)
     return rows
 
 
@@ -163,7 +210,8 @@ def main(_) -> None:
     result = {
         "attention_shape": {"rows": ROWS, "tokens": TOKENS, "slots": SLOTS, "N": 32, "K": 8,
                             "H": 128, "dtype": "bfloat16"},
-        "traffic": traffic_rows(), "attention": attention_rows(), "v5e_4x4": step_rows(),
+        "traffic": traffic_rows(), "vmem": vmem_rows(), "attention": attention_rows(),
+        "v5e_4x4": step_rows(),
     }  # fmt: skip
     write_result(_OUT.value, result)
 

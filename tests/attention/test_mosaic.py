@@ -3,14 +3,15 @@
 Compiles serially in one process: libtpu takes a lock.
 """
 
+import jax
 import pytest
 
 pytest.importorskip("libtpu", reason="the extra `tpu` is not installed: no TPU compiler")
 
+from cartridges_jax.attention.pallas_tpu.plan import MIB, SIZES, sizes_of_chip
 from cartridges_jax.planning.tpu_compiler import compile_attention, slice_mesh
 from experiments.model_shapes import LLAMA_3_1_8B, LLAMA_3_2_1B, LLAMA_3_2_3B, QWEN3_4B
 
-MIB = 2**20
 MODELS = {
     "Llama-3.2-3B": LLAMA_3_2_3B,
     "Llama-3.1-8B": LLAMA_3_1_8B,
@@ -62,6 +63,14 @@ def test_large_groups_and_heads_compile(num_heads, head_dim):
         num_heads=num_heads, head_dim=head_dim,
     )  # fmt: skip
     assert found.text.count("tpu_custom_call") == 2
+
+
+def test_small_vmem_takes_smaller_blocks_and_chunks():
+    """A v4 core has 16 MiB where the others have 64 or 128."""
+    found = compiled("v4:2x2x4", ALONE, LLAMA_3_1_8B, rows=1, num_tokens=8192)
+    assert found.text.count("tpu_custom_call") > 2  # the backward kernel runs once a chunk
+    with jax.sharding.use_abstract_mesh(slice_mesh("v5e:4x4", *ALONE).abstract_mesh):
+        assert sizes_of_chip() == SIZES[128 * MIB]
 
 
 def test_heads_that_the_axis_does_not_divide_are_replicated():

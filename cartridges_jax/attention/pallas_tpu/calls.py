@@ -15,11 +15,6 @@ from jax.experimental.pallas import tpu as pltpu
 from cartridges_jax.attention.pallas_tpu.kernels import backward_kernel, forward_kernel
 from cartridges_jax.attention.pallas_tpu.plan import Inputs, Plan
 
-VMEM_LIMIT = 56 * 2**20  # bytes; a core has 64 MiB (tpu7x) to 128 MiB (v5e, v6e)
-# Of it, for keys with their gradients. The rest holds what a step computes, about 6 float32 arrays
-# of [keys, group * queries] at 2 MiB, and double-buffered blocks of queries.
-VMEM_OF_KEYS = 36 * 2**20
-
 
 @dataclasses.dataclass(frozen=True)
 class Call:
@@ -52,7 +47,7 @@ class Call:
             ),
             out_shape=[shape for shape, _ in self.outputs],
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT
+                dimension_semantics=semantics, vmem_limit_bytes=plan.sizes.vmem_limit
             ),
             # All causal pairs of unpacked rows, and of all keys where they come in chunks.
             cost_estimate=pl.CostEstimate(
@@ -76,8 +71,8 @@ def forward_call(plan: Plan, x: Inputs) -> Call:
     """The forward kernel: values [B, K, G, T, H] and log-sum-exp [B, K, G, T]."""
     bq, G, H = plan.blocks.queries, plan.G, plan.H
     per_key = 2 * 2 * H * plan.itemsize  # keys and values, double-buffered
-    slots = _chunk(x.prefix_k.shape[2], plan.blocks.prefix_keys, per_key, VMEM_OF_KEYS // 2)
-    keys = _chunk(plan.T, plan.blocks.row_keys, per_key, VMEM_OF_KEYS // 2)
+    slots = _chunk(x.prefix_k.shape[2], plan.blocks.prefix_keys, per_key, plan.sizes.kept // 2)
+    keys = _chunk(plan.T, plan.blocks.row_keys, per_key, plan.sizes.kept // 2)
     prefix_chunks, row_chunks = x.prefix_k.shape[2] // slots, plan.T // keys
 
     def row_chunk(h, b, i, c, first, length):
@@ -128,8 +123,8 @@ def backward_calls(
     # out, of the prefix in float32, double-buffered.
     per_slot = 2 * H * (2 * plan.itemsize + 2 * 4)
     per_key = 2 * H * (2 * plan.itemsize + 4 + 2 * plan.itemsize)
-    together = P * per_slot + plan.T * per_key <= VMEM_OF_KEYS
-    budget = VMEM_OF_KEYS // 2
+    together = P * per_slot + plan.T * per_key <= plan.sizes.kept
+    budget = plan.sizes.kept // 2
     slots = P if together else _chunk(P, plan.blocks.prefix_keys, per_slot, budget)
     keys = plan.T if together else _chunk(plan.T, plan.blocks.row_keys, per_key, budget)
     dq_dtype = x.q.dtype if together else jnp.float32

@@ -4,10 +4,41 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
-FOLDED_QUERIES = 1024  # group * queries of a block; more only where a group alone has more
-KEY_BLOCK = 512
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What the VMEM of a chip's core allows; `experiments.kernel_memory` has the use by shape.
+
+    A step computes some six float32 arrays of [keys, folded_queries] at a time. The rest of the
+    limit holds the kept keys with their gradients and double-buffered blocks of queries.
+    """
+
+    vmem_limit: int  # bytes; beyond it Mosaic refuses a kernel
+    kept: int  # bytes of it for keys, values and their gradients
+    folded_queries: int  # group * queries of a block; more only where a group alone has more
+    keys: int  # of a block, for heads of up to 128; larger heads halve it
+
+
+# By the VMEM of a core. Blocks are the same wherever they fit: a larger core keeps more keys, so
+# that longer rows and prefixes are still read once and need one backward kernel.
+SIZES = {
+    128 * MIB: Sizes(112 * MIB, 84 * MIB, 1024, 512),  # v5e, v6e
+    64 * MIB: Sizes(56 * MIB, 36 * MIB, 1024, 512),  # v5p, tpu7x
+    16 * MIB: Sizes(14 * MIB, 6 * MIB, 512, 256),  # v4
+}
+
+
+def sizes_of_chip() -> Sizes:
+    """Sizes for the chip that is compiled for; away from TPU those that all but v4 can take."""
+    if pltpu.is_tpu_device():
+        vmem = pltpu.get_tpu_info().vmem_capacity_bytes
+        return SIZES[max((size for size in SIZES if size <= vmem), default=16 * MIB)]
+    return SIZES[64 * MIB]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +56,17 @@ def _largest_block(length: int, limit: int) -> int:
     return next(n * LANES for n in tried if length % (n * LANES) == 0)
 
 
-def default_blocks(num_queries: int, num_slots: int, group: int, head_dim: int) -> Blocks:
+def default_blocks(
+    sizes: Sizes, num_queries: int, num_slots: int, group: int, head_dim: int
+) -> Blocks:
     """Chooses block sizes for one device's padded lengths.
 
     Heads of 256 halve the keys, and so do groups so large that few queries are many when folded.
     """
-    keys = KEY_BLOCK if head_dim <= 128 else KEY_BLOCK // 2
-    keys = min(keys, KEY_BLOCK * FOLDED_QUERIES // (group * LANES))
+    keys = sizes.keys if head_dim <= 128 else sizes.keys // 2
+    keys = min(keys, sizes.keys * sizes.folded_queries // (group * LANES))
     return Blocks(
-        _largest_block(num_queries, FOLDED_QUERIES // group),
+        _largest_block(num_queries, sizes.folded_queries // group),
         _largest_block(num_queries, keys),
         _largest_block(num_slots, keys),
     )
@@ -49,6 +82,7 @@ class Plan:
     G: int
     H: int
     itemsize: int
+    sizes: Sizes
     blocks: Blocks
     scale: float
     shared: bool  # one prefix for all rows
@@ -91,15 +125,16 @@ class Inputs:
 def prepare(
     q, k, v, prefix_k, prefix_v, segment_start, prefix_length, scale, blocks=None, interpret=False
 ) -> tuple[Plan, Inputs]:
-    """What the calls below are made of; arguments as of `pallas_forward`."""
+    """What the calls are made of (`calls.py`); arguments as of `pallas_forward`."""
+    sizes = sizes_of_chip()
     B, T, N, H = q.shape
     K = k.shape[2]
     G = N // K
     padded = _round_up(T, LANES)
     slots = max(LANES, _round_up(prefix_k.shape[-3], LANES))  # no empty arrays
-    blocks = blocks or default_blocks(padded, slots, G, H)
+    blocks = blocks or default_blocks(sizes, padded, slots, G, H)
     shared = prefix_k.ndim == 3
-    plan = Plan(B, padded, K, G, H, q.dtype.itemsize, blocks, scale, shared, interpret)
+    plan = Plan(B, padded, K, G, H, q.dtype.itemsize, sizes, blocks, scale, shared, interpret)
     # A padding query sees itself alone: its row of weights is finite and its gradient zero.
     own = jnp.broadcast_to(jnp.arange(padded, dtype=jnp.int32), (B, padded))
     start = jnp.where(own < T, pad(segment_start, 1, padded), own)

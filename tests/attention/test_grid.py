@@ -4,6 +4,7 @@
 whole grid.
 """
 
+import functools
 import itertools
 
 import jax
@@ -47,14 +48,29 @@ GRID = [
 ]
 
 
-def ragged_case(rng, group, head_dim, slots, prefix_of_row):
-    """Three packed rows: segments of all sizes, one long segment, and padding only."""
+@functools.lru_cache(maxsize=8)  # the implementations follow each other
+def problem(dtype, group, head_dim, slots, prefix_of_row):
+    """Inputs of three packed rows, weights of what comes out, and what is right.
+
+    Values by the definition in float64; gradients by autodiff of the float32 reference.
+    """
+    rng = np.random.default_rng([group, head_dim, slots, prefix_of_row])
     case = make_case(
         rng, B=3, T=150, N=2 * group, K=2, H=head_dim, slots=slots, prefix_of_row=prefix_of_row
     )
     case["segment_start"][1] = 0
     case["segment_start"][2] = np.arange(150)  # as packing marks padding: each sees itself alone
-    return case
+    # Both sides start from inputs that bfloat16 can hold.
+    case = {n: x if n == "segment_start" else rounded(x, dtype) for n, x in case.items()}
+    shape = case["q"].shape
+    weights = tuple(rounded(rng.normal(size=s), dtype) for s in (shape, shape[:3]))
+    values = naive(**case, offset=0, length=slots, scale=0.37)
+    gradients = run(make_mesh(1, 1), case, weights=weights, implementation="reference")[0]
+    return case, weights, values, gradients
+
+
+def rounded(x, dtype):
+    return np.asarray(jnp.asarray(x, dtype), np.float32)
 
 
 def test_the_subset_holds_every_pair():
@@ -65,29 +81,21 @@ def test_the_subset_holds_every_pair():
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(tuple(AXES), GRID)
-def test_values_and_gradients(rng, implementation, dtype, group, head_dim, slots, prefix_of_row):
-    """Against the definition in float64; gradients against autodiff of the float32 reference."""
-    mesh, dtype = make_mesh(1, 1), jnp.dtype(dtype)
-    case = ragged_case(rng, group, head_dim, slots, prefix_of_row)
-    # Both sides start from inputs that bfloat16 can hold.
-    case = {n: x if n == "segment_start" else rounded(x, dtype) for n, x in case.items()}
-    shape = case["q"].shape
-    weights = tuple(rounded(rng.normal(size=s), dtype) for s in (shape, shape[:3]))
-    exact = dtype == jnp.float32
-
-    call = compiled(mesh, case, weights=weights, dtype=dtype, implementation=implementation)
+def test_values_and_gradients(implementation, dtype, group, head_dim, slots, prefix_of_row):
+    """Each row ragged in its own way: segments of all sizes, one long segment, padding only."""
+    case, weights, (want_out, want_lse), want = problem(
+        dtype, group, head_dim, slots, prefix_of_row
+    )
+    call = compiled(
+        make_mesh(1, 1), case, weights=weights, dtype=jnp.dtype(dtype),
+        implementation=implementation,
+    )  # fmt: skip
     gradients, (out, lse) = call()
-    want_out, want_lse = naive(**case, offset=0, length=slots, scale=0.37)
+    exact = dtype == "float32"
     np.testing.assert_allclose(out, want_out, atol=2e-5 if exact else 3e-2)
     np.testing.assert_allclose(lse, want_lse, atol=2e-5 if exact else 3e-3)
-
-    want = run(mesh, case, weights=weights, implementation="reference")[0]
     for name, gradient in want.items():
         scale = max(1.0, np.abs(gradient).max(initial=0))
         bound = (5e-6 if exact else 3e-2) * scale
         np.testing.assert_allclose(gradients[name], gradient, atol=bound, err_msg=name)
     jax.tree.map(np.testing.assert_array_equal, call(), (gradients, (out, lse)))  # deterministic
-
-
-def rounded(x, dtype):
-    return np.asarray(jnp.asarray(x, dtype), np.float32)

@@ -4,12 +4,13 @@
 
 85 M tokens, some two and a half hours on two CPU cores. Stop it at any moment and start it again:
 it goes on from its last checkpoint and ends with the same weights. metrics.jsonl has the loss, and
-exact match by question type on held-out documents. `--export` writes the last checkpoint as a
-Hugging Face folder.
+exact match by question type on held-out documents; curves.png shows both. `--export` only writes
+the last checkpoint as a Hugging Face folder, with the curves so far.
 """
 
 import collections
 import functools
+import json
 import os
 import time
 
@@ -24,17 +25,20 @@ os.environ.setdefault(
 import grain
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import optax
 from absl import app, flags
 from etils import epath
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+from matplotlib import pyplot as plt
 
 from cartridges_jax import files
 from cartridges_jax.distillation.checkpoint import TrainingCheckpoints
 from cartridges_jax.embedded import tokenizer_training, training_data
 from cartridges_jax.embedded.induction_init import induction_initialize
+from cartridges_jax.embedded.world import asking
 from cartridges_jax.metrics import MetricsLog, progress
 from cartridges_jax.models import hf
 from cartridges_jax.models.chat_template import ChatTemplate
@@ -43,6 +47,8 @@ from cartridges_jax.models.rope import Rope
 from cartridges_jax.models.tokenizer import SentencePieceTokenizer, Tokenizer
 from cartridges_jax.models.transformer import Transformer
 from cartridges_jax.sharding import ACT_BTD, TOKENS_BT, make_mesh, place
+
+matplotlib.use("agg")
 
 _OUT = flags.DEFINE_string("out", "runs/embedded", "Folder of checkpoints, logs and the model.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and data.")
@@ -206,6 +212,29 @@ class Validation:
         return {kind: float(np.mean(found[kind])) for kind in sorted(found)}
 
 
+def plot_curves(out: epath.Path) -> None:
+    """Draws the losses and the exact match by question type over the tokens that were read."""
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    found: dict[int, dict[str, float]] = collections.defaultdict(dict)
+    for row in map(json.loads, lines):  # steps that were taken anew come twice: the last count
+        found[row["step"]] |= row
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for name in ("loss", "answer_loss"):
+        at = [step for step in sorted(found) if name in found[step]]
+        tokens = [step * TOKENS_PER_STEP / 1e6 for step in at]
+        left.plot(tokens, [found[step][name] for step in at], label=name.replace("_", " "), lw=1)
+    left.set(xlabel="million tokens", ylabel="nats a token", yscale="log")
+    validated = [step for step in sorted(found) if "right/lookup" in found[step]]
+    for kind in sorted(k for k in asking.KINDS if validated):
+        values = [100 * found[step].get(f"right/{kind}", np.nan) for step in validated]
+        right.plot([step * TOKENS_PER_STEP / 1e6 for step in validated], values, label=kind, lw=1)
+    right.set(xlabel="million tokens", ylabel="% right, held-out wordings, rows of 1,024 tokens")
+    left.legend()
+    right.legend(fontsize="small", ncols=2)
+    figure.savefig(out / "curves.png", dpi=110)
+    plt.close(figure)
+
+
 def main(_) -> None:
     out = epath.Path(_OUT.value).resolve()
     tokenizer_file = out / "tokenizer.model"
@@ -248,6 +277,7 @@ def main(_) -> None:
             model = nnx.merge(graphdef, weights)
         if _EXPORT.value:
             hf.export_folder(out / "model", model, tokenizer, template.source)
+            plot_curves(out)
             print(f"step {step} of {total} written to {out / 'model'}")
             return
         validation = Validation(mesh, template)
@@ -276,6 +306,7 @@ def main(_) -> None:
                 if step % CHECKPOINT_EVERY == 0 or step == total:
                     checkpoints.save(step, (nnx.state(model), opt_state), {})
         hf.export_folder(out / "model", model, tokenizer, template.source)
+        plot_curves(out)
         print(f"The model is in {out / 'model'}: copy it to cartridges_jax/embedded/model.")
 
 

@@ -225,9 +225,10 @@ def plot_curves(out: epath.Path) -> None:
         left.plot(tokens, [found[step][name] for step in at], label=name.replace("_", " "), lw=1)
     left.set(xlabel="million tokens", ylabel="nats a token", yscale="log")
     validated = [step for step in sorted(found) if "right/lookup" in found[step]]
-    for kind in sorted(k for k in asking.KINDS if validated):
+    tokens = [step * TOKENS_PER_STEP / 1e6 for step in validated]
+    for i, kind in enumerate(sorted(asking.KINDS)):
         values = [100 * found[step].get(f"right/{kind}", np.nan) for step in validated]
-        right.plot([step * TOKENS_PER_STEP / 1e6 for step in validated], values, label=kind, lw=1)
+        right.plot(tokens, values, "-" if i < 10 else "--", label=kind, lw=1)
     right.set(xlabel="million tokens", ylabel="% right, held-out wordings, rows of 1,024 tokens")
     left.legend()
     right.legend(fontsize="small", ncols=2)

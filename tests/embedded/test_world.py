@@ -1,5 +1,6 @@
 """The procedural texts tell the truth about themselves, and so do questions and seed prompts."""
 
+import dataclasses
 import json
 import random
 import re
@@ -7,6 +8,7 @@ import re
 import pytest
 
 from cartridges_jax.embedded.world import asking, genres, seeding, wordings
+from cartridges_jax.embedded.world.noise import COMMON, strewn
 from cartridges_jax.embedded.world.schema import GeneratedDocument
 from cartridges_jax.embedded.world.understanding import understand
 from cartridges_jax.embedded.world.writing import write_document
@@ -20,7 +22,7 @@ def made(genre, seed=0, split="test", size=5000, fillers=1.0) -> GeneratedDocume
     return write_document(random.Random(f"{genre.name} {seed}"), genre, size, split, fillers)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "noisy", "test"])
 @pytest.mark.parametrize("genre", GENRES, ids=lambda g: g.name)
 def test_facts_stand_where_they_say(genre, split):
     for seed in range(10):
@@ -168,6 +170,34 @@ def test_wordings_of_tests_are_not_in_training():
     for name in names:
         assert not set(getattr(wordings, name)) & set(getattr(wordings, f"UNSEEN_{name}"))
     assert genres.MUSEUM not in genres.TRAINING
+
+
+def test_words_strewn_in_leave_names_and_meaning():
+    """Placeholders stay as they are, and so do words between them where these tell the fact."""
+    rng = random.Random(0)
+    for name, seen in vars(wordings).items():
+        if not name.isupper() or name.startswith(("UNSEEN", "_")):
+            continue
+        for wording in seen * 20:
+            told = strewn(rng, wording)
+            placeholders = re.findall(r"\{\w+\}", wording)
+            assert re.findall(r"\{\w+\}", told) == placeholders
+            if placeholders and ("{noun}" not in wording or "{second}" in wording):
+                assert wording[wording.index("{") : wording.rindex("}") + 1] in told
+    assert not {"no", "not", "now"} & set(COMMON)
+    told = {strewn(rng, "The {noun} of {s} is {V}.") for _ in range(400)}
+    assert len(told) > 100
+
+
+def test_messages_for_seed_prompts_have_no_strewn_words():
+    rng = random.Random(0)
+    document = made(genres.PERSONNEL, split="noisy")
+    plain = dataclasses.replace(document, split="train")
+    for seed in range(200):
+        turn = seeding.draw_seed_turn(random.Random(seed), document)
+        assert turn == seeding.draw_seed_turn(random.Random(seed), plain)
+    asked = {asking.draw_turn(rng, document, "lookup").question for _ in range(200)}
+    assert any(understand(document, question) is None for question in asked), "these do"
 
 
 def test_seed_prompts_show_a_sentence_and_ask_about_it():

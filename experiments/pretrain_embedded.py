@@ -2,7 +2,7 @@
 
     python -m experiments.pretrain_embedded --out=runs/embedded
 
-85 M tokens, some two and a half hours on two CPU cores. Stop it at any moment and start it again:
+110 M tokens, some three hours on two CPU cores. Stop it at any moment and start it again:
 it goes on from its last checkpoint and ends with the same weights. metrics.jsonl has the loss, and
 exact match by question type on held-out documents; curves.png shows both. `--export` only writes
 the last checkpoint as a Hugging Face folder, with the curves so far.
@@ -55,7 +55,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and data.")
 _EXPORT = flags.DEFINE_bool("export", False, "Only write the last checkpoint as a model folder.")
 
 TOKENS_PER_STEP, PIECE_TOKENS = 8192, 4096
-PEAK_RATE, FINAL_SHARE, WARMUP, DECAY_SHARE = 3e-3, 0.03, 60, 0.4
+PEAK_RATE, FINAL_SHARE, WARMUP, DECAY_SHARE = 3e-3, 0.02, 60, 0.85
 CHECKPOINT_EVERY = 100  # steps
 VALIDATE_EVERY = 250
 LOGIT_PIECES = 8  # of a row; all logits of the validation at once would be large

@@ -2,9 +2,9 @@
 
 Row `index` of a phase depends only on (seed, phase, index), so training resumes exactly and reads
 no file. Loss weights: text of the document 0.1, questions 0.2, answers 1.0, messages written for a
-seed prompt 0.5; in a fact stream 1.0 on words that were stated before, 0.1 elsewhere. A row has
-places for as many targets as half its length: answers come first, then as much of the rest as fits,
-drawn at random and weighted up, so that the sum stays what it would have been.
+seed prompt 0.5; in a fact stream or a recital 1.0 on words that can be known, 0.1 elsewhere. A row
+has places for as many targets as half its length: answers come first, then as much of the rest as
+fits, drawn at random and weighted up, so that the sum stays what it would have been.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ WINDOW_SHARE = 0.4  # rows whose context begins and ends anywhere in a text, as 
 ASK_FIRST_SHARE = 0.4  # conversations that open with a seed prompt, as bot A's do
 ASK_SHARE = 0.1  # of the later turns
 LONGEST_CONTEXT = 0.75  # of a row
+RECITE = "Say what the text says."  # what a recital answers
 MOST_FILLERS = 4.0  # sentences without a fact for each one with a fact; drawn from 0, mostly few
 
 
@@ -36,14 +37,15 @@ class Phase:
 
     row_length: int  # tokens
     num_tokens: int
-    stream_share: float  # rows that are fact streams instead of conversations
+    stream_share: float  # rows that are fact streams
+    recital_share: float  # conversations whose first turn says all facts of the text
 
 
 PHASES = (
-    Phase(512, 6_000_000, 0.40),
-    Phase(512, 34_000_000, 0.08),
-    Phase(1024, 30_000_000, 0.02),
-    Phase(2048, 15_000_000, 0.02),
+    Phase(512, 6_000_000, 0.40, 0.5),
+    Phase(512, 34_000_000, 0.05, 0.5),
+    Phase(1024, 45_000_000, 0.02, 0.4),
+    Phase(2048, 25_000_000, 0.02, 0.3),
 )
 
 
@@ -141,6 +143,7 @@ def conversation_row(
     row_length: int,
     draw_document: Callable[[random.Random, int], GeneratedDocument] = _document_of_size,
     draw_turn: Callable[[random.Random, GeneratedDocument], Turn | None] = asking.draw_turn,
+    recital_share: float = 0.0,
 ) -> RowBuilder:
     """Builds a row: a context of 20 to 65 % of its length or a little more, then turns."""
     row = RowBuilder(row_length)
@@ -150,6 +153,8 @@ def conversation_row(
         if len(context) < LONGEST_CONTEXT * row_length:
             row.add(context, [WEIGHT_TEXT] * len(context))
             break
+    if rng.random() < recital_share:
+        _recite(row, rng, template, document)
     first = True
     while document.facts:
         ask = rng.random() < (ASK_FIRST_SHARE if first else ASK_SHARE)
@@ -166,20 +171,39 @@ def conversation_row(
     return row
 
 
+def _statement_tokens(
+    template: ChatTemplate, statement: str, known: str
+) -> tuple[list[int], list[float]]:
+    """A statement's tokens; only what can be `known` has the weight of an answer."""
+    encode = template.tokenizer.encode
+    ids = encode(statement)
+    weights = [WEIGHT_TEXT] * len(ids)
+    if known:
+        head, tail = statement.rsplit(known, 1)
+        begin, end = len(encode(head.rstrip())), len(ids) - len(encode(tail)) + 1
+        weights[begin:end] = [WEIGHT_ANSWER] * len(weights[begin:end])
+    return ids, weights
+
+
+def _recite(
+    row: RowBuilder, rng: random.Random, template: ChatTemplate, document: GeneratedDocument
+) -> None:
+    """Adds a turn that says all facts of the document, as far as they fit."""
+    order = [Message(role="user", content=RECITE)]
+    before = template.render_suffix(order, add_generation_prompt=True).token_ids.tolist()
+    row.add(before, [0.0] * len(before))
+    for statement in asking.recital(rng, document):
+        if not row.add(*_statement_tokens(template, *statement)):
+            break
+
+
 def stream_row(rng: random.Random, template: ChatTemplate, row_length: int) -> RowBuilder:
     """Builds a row of repeated statements."""
     row = RowBuilder(row_length)
-    encode = template.tokenizer.encode
     row.add(template.empty_context(), [0.0])
     document = write_document(rng, _draw_genre(rng), 2500, "noisy", 0.0)
-    for text, known in asking.fact_stream(rng, document, row_length // 8):
-        ids = encode(text)
-        weights = [WEIGHT_TEXT] * len(ids)
-        if known:
-            head, tail = text.rsplit(known, 1)
-            begin, end = len(encode(head.rstrip())), len(ids) - len(encode(tail)) + 1
-            weights[begin:end] = [WEIGHT_ANSWER] * len(weights[begin:end])
-        if not row.add(ids, weights):
+    for statement in asking.fact_stream(rng, document, row_length // 8):
+        if not row.add(*_statement_tokens(template, *statement)):
             break
     return row
 
@@ -190,8 +214,11 @@ def make_row(
     """Builds row `index` of a phase."""
     phase = PHASES[phase_index]
     rng = random.Random(f"row {seed} {phase_index} {index}")
-    make = stream_row if rng.random() < phase.stream_share else conversation_row
-    return make(rng, template, phase.row_length).finish(rng, template.tokenizer.pad_id)
+    if rng.random() < phase.stream_share:
+        row = stream_row(rng, template, phase.row_length)
+    else:
+        row = conversation_row(rng, template, phase.row_length, recital_share=phase.recital_share)
+    return row.finish(rng, template.tokenizer.pad_id)
 
 
 def held_out_rows(count: int, row_length: int, template: ChatTemplate) -> list[RowBuilder]:

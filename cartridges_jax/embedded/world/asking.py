@@ -10,6 +10,7 @@ from cartridges_jax.embedded.world.schema import GeneratedDocument, Quotation, S
 
 FORMS = ("JSON", "YAML", "a list")
 MOST_COUNTED = 12
+BACKWARDS_SHARE = 0.4  # of a fact stream's statements
 
 WEIGHTS = {  # by which a kind is drawn; what a document gives no ground for is drawn anew
     "lookup": 0.15,
@@ -350,28 +351,45 @@ def beginning(note: Quotation) -> str:
     return " ".join(note.words.split()[:3])
 
 
+def _said(rng: random.Random, answers: Answers, fact: Statement) -> tuple[str, str]:
+    """A fact as answers say it, forwards or backwards, and the value or the thing it ends up at."""
+    if answers.kind(fact) != "group" and rng.random() < BACKWARDS_SHARE:
+        return answers.backwards(fact), answers.document.genre.named(fact.thing)
+    return answers.direct(fact), fact.value
+
+
+def recital(rng: random.Random, document: GeneratedDocument) -> list[tuple[str, str]]:
+    """All facts of a document once, in random order.
+
+    Dense exercise in reading: something from the text every ten tokens, where a conversation has
+    it every forty.
+
+    Returns:
+      (statement, what it has from the text) pairs.
+    """
+    answers, facts = Answers(document), list(document.facts.values())
+    return [_said(rng, answers, fact) for fact in rng.sample(facts, len(facts))]
+
+
 def fact_stream(
     rng: random.Random, document: GeneratedDocument, num_statements: int
 ) -> list[tuple[str, str]]:
-    """Some of a document's facts, repeated in random order, forwards and backwards.
+    """Some of a document's facts, again and again in random order.
 
     Dense exercise in recall, for the start of training.
 
     Returns:
-      (statement, what can be known) pairs: the value, or the thing where the fact is said
-      backwards; empty where the fact is stated for the first time.
+      (statement, what it has from before) pairs, the second empty the first time.
     """
-    asker = _Asker(rng, document, None)
-    facts = rng.sample(asker.facts, min(len(asker.facts), rng.randrange(4, 20)))
-    seen: set[tuple[str, str]] = set()
+    answers, facts = Answers(document), list(document.facts.values())
+    facts = rng.sample(facts, min(len(facts), rng.randrange(4, 20)))
+    seen: set[Statement] = set()
     stream = []
     for _ in range(num_statements):
         fact = rng.choice(facts)
-        backwards = asker.answers.kind(fact) != "group" and rng.random() < 0.5
-        known = asker.genre.named(fact.thing) if backwards else fact.value
-        said = asker.answers.backwards(fact) if backwards else asker.answers.direct(fact)
-        stream.append((said, known if (fact.thing, fact.noun) in seen else ""))
-        seen.add((fact.thing, fact.noun))
+        said, known = _said(rng, answers, fact)
+        stream.append((said, known if fact in seen else ""))
+        seen.add(fact)
     return stream
 
 

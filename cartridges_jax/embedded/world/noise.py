@@ -11,7 +11,7 @@ import string
 
 from cartridges_jax.embedded.world import pools
 
-NOISY_SHARE = 0.4  # of the wordings in training
+NOISY_SHARE = 0.3  # of the wordings in training
 REPLACED_SHARE = 0.3  # of such a wording's words
 BEFORE_SHARE, BEHIND_SHARE = 0.3, 0.25  # of such wordings have words before or behind
 MADE_UP_SHARE = 0.3  # of the words
@@ -71,6 +71,14 @@ def _replaced(rng: random.Random, words: str) -> str:
             word = word.replace(bare, other.capitalize() if bare[0].isupper() else other)
         out.append(word)
     return " ".join(out)
+
+
+def jumbled(rng: random.Random) -> str:
+    """A statement that is a noun, a thing and a value, in any order among any words."""
+    parts = rng.sample(("{noun}", "{s}", "{V}"), 3)
+    return (
+        f"{_words(rng).capitalize()} {parts[0]} {_words(rng)} {parts[1]} {_words(rng)} {parts[2]}."
+    )
 
 
 def strewn(rng: random.Random, wording: str, around: bool = True) -> str:

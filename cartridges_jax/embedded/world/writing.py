@@ -10,7 +10,7 @@ import random
 from typing import Any
 
 from cartridges_jax.embedded.world import pools, wordings
-from cartridges_jax.embedded.world.noise import strewn
+from cartridges_jax.embedded.world.noise import jumbled, strewn
 from cartridges_jax.embedded.world.schema import (
     Attribute,
     GeneratedDocument,
@@ -27,6 +27,7 @@ BY_NAME = {
     "noisy": "The {noun} of {s} is {V}.",
     "test": "For {s} the {noun} is {V}.",
 }
+JUMBLED_SHARE = 0.1  # of the statements in noisy texts
 SPECIAL_SHARE = 0.3  # of the statements are in wordings of their attribute, where it has any
 PLACES = ("Hall", "House", "Works", "Society", "Office", "Club", "Valley", "Park")
 
@@ -252,6 +253,8 @@ class _Writer:
         return strewn(self.rng, wording, around) if self.split == "noisy" else wording
 
     def _wording(self, attribute: Attribute) -> str:
+        if self.split == "noisy" and self.rng.random() < JUMBLED_SHARE:
+            return jumbled(self.rng)
         special = attribute.statements and self.rng.random() < SPECIAL_SHARE
         seen = attribute.statements if special else wordings.STATEMENTS
         return self._one_of(seen, attribute.unseen + wordings.UNSEEN_STATEMENTS)

@@ -71,8 +71,12 @@ def digest(value: Any) -> str:
 
 def check_ranges(config: Any) -> None:
     """Raises `InputError` naming the first setting that is outside of its bounds."""
+    hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        choices = typing.get_args(hints[field.name])
+        if typing.get_origin(hints[field.name]) is typing.Literal and value not in choices:
+            raise InputError(f"{field.name} must be one of {', '.join(choices)}, got {value!r}")
         above, at_least = field.metadata["above"], field.metadata["at_least"]
         if above is not None and not value > above:
             raise InputError(f"{field.name} must be above {above}, got {value}")

@@ -12,6 +12,7 @@ K kv heads, H head dim, D width, F MLP width, V vocabulary.
 
 import jax
 import numpy as np
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -62,6 +63,11 @@ def head_axis(num_kv_heads: int) -> str | None:
     """
     size = jax.sharding.get_abstract_mesh().shape[MODEL]
     return MODEL if num_kv_heads % size == 0 else None
+
+
+def on_tpu() -> bool:
+    """Whether what is traced now is compiled for a TPU, here or for a mesh that is not there."""
+    return pltpu.is_tpu_device()
 
 
 def place(mesh: Mesh, array: np.ndarray | jax.Array, spec: P) -> jax.Array:

@@ -22,8 +22,7 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from cartridges_jax.attention import attention
-from cartridges_jax.attention.pallas_tpu.calls import Call, backward_calls, forward_call
-from cartridges_jax.attention.pallas_tpu.plan import prepare, sizes_of_chip
+from cartridges_jax.attention.pallas_tpu.plan import Plan, make_plan, sizes_of_chip
 from cartridges_jax.distillation.loss import LossSums, gather_positions
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.planning import kernel_traffic
@@ -34,7 +33,7 @@ from cartridges_jax.planning.tpu_compiler import (
     compile_train_step,
     slice_mesh,
 )
-from experiments.model_shapes import LLAMA_3_1_8B, LLAMA_3_2_3B, QWEN3_4B
+from experiments.model_shapes import LLAMA_3_1_8B, LLAMA_3_2_1B, LLAMA_3_2_3B, QWEN3_4B
 from experiments.record import write_result
 
 _OUT = flags.DEFINE_string("out", "experiments/results/kernel_memory.json", "Result file.")
@@ -42,7 +41,12 @@ _OUT = flags.DEFINE_string("out", "experiments/results/kernel_memory.json", "Res
 MIB = 2**20
 ROWS, TOKENS, SLOTS = 4, 2048, 2048
 STEP = {"rows": 8, "row_length": 2048}  # 16,384 tokens
-SHAPES = {"Llama-3.2-3B": LLAMA_3_2_3B, "Llama-3.1-8B": LLAMA_3_1_8B, "Qwen3-4B": QWEN3_4B}
+SHAPES = {
+    "Llama-3.2-1B": LLAMA_3_2_1B,
+    "Llama-3.2-3B": LLAMA_3_2_3B,
+    "Llama-3.1-8B": LLAMA_3_1_8B,
+    "Qwen3-4B": QWEN3_4B,
+}
 TOPOLOGIES = ("v5e:2x2", "v6e:2x2", "v5p:2x2x1", "tpu7x:2x2x1")
 CHIPS = {  # published peaks of a device: bfloat16 FLOP/s, bytes of HBM a second; tpu7x has two
     "v5e": (197e12, 819e9),
@@ -82,16 +86,17 @@ def attention_rows() -> list[dict[str, Any]]:
 
 
 def vmem_needed(topology: str, config: ModelConfig, tokens: int, slots: int) -> dict[str, float]:
-    """MiB of VMEM by kernel: what Mosaic asks for where a limit is too low, raised until none is.
+    """MiB of VMEM by kernel: what Mosaic asks for if a limit is too low, raised until none is."""
+    limits = {"forward": MIB // 2, "backward": MIB // 2}
 
-    A kernel that needs less than another that is compiled before it goes unnamed.
-    """
+    def limited(*args: Any, backward: bool, **options: Any) -> Plan:
+        plan = make_plan(*args, backward=backward, **options)
+        return dataclasses.replace(plan, vmem=limits["backward" if backward else "forward"])
+
     needed: dict[str, float] = {}
     while True:
-        limit = int((max(needed.values(), default=0) + 0.5) * MIB)
-        patched = lambda: dataclasses.replace(sizes_of_chip(), vmem_limit=limit)  # noqa: B023, E731
         try:
-            with mock.patch("cartridges_jax.attention.pallas_tpu.plan.sizes_of_chip", patched):
+            with mock.patch("cartridges_jax.attention.pallas_tpu.make_plan", limited):
                 compile_attention(
                     slice_mesh(topology, 1, 1), rows=1, num_tokens=tokens, num_slots=slots,
                     num_heads=config.num_heads, num_kv_heads=config.num_kv_heads,
@@ -103,7 +108,9 @@ def vmem_needed(topology: str, config: ModelConfig, tokens: int, slots: int) -> 
             match = re.search(told, str(error), re.DOTALL)
             if match is None:
                 raise
-            needed[match[1]] = float(match[2]) / {"K": 1024, "M": 1}[match[3]]
+            kernel, size = match[1], float(match[2]) / {"K": 1024, "M": 1}[match[3]]
+            needed[kernel] = round(size, 2)
+            limits[kernel] = int((size + 0.5) * MIB)
 
 
 def vmem_rows() -> list[dict[str, Any]]:
@@ -118,7 +125,7 @@ def vmem_rows() -> list[dict[str, Any]]:
                 needed = vmem_needed(topology, config, tokens, slots)
                 row = {
                     "chip": topology.split(":")[0], "model": name, "tokens": tokens, "slots": slots,
-                    "limit_mib": sizes.vmem_limit // MIB, "needed_mib": needed,
+                    "limit_mib": sizes.vmem // MIB, "needed_mib": needed,
                 }  # fmt: skip
                 print(row, flush=True)
                 rows.append(row)
@@ -167,29 +174,19 @@ def step_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def calls_of(config: ModelConfig) -> dict[str, list[Call]]:
-    """The kernels of a shape, on arrays of zeros."""
-    B, T, H = ROWS, TOKENS, config.head_dim
-    q = jnp.zeros((B, T, config.num_heads, H), jnp.bfloat16)
-    k = jnp.zeros((B, T, config.num_kv_heads, H), jnp.bfloat16)
-    slots = jnp.zeros((SLOTS, config.num_kv_heads, H), jnp.bfloat16)
-    start = jnp.zeros((B, T), jnp.int32)
-    plan, x = prepare(q, k, k, slots, slots, start, SLOTS, 1.0)
-    number = jnp.zeros(x.q.shape[:-1], jnp.float32)
-    backward = backward_calls(plan, x, x.q, number, number)
-    return {"forward": [forward_call(plan, x)], "backward": [c for _, c in backward]}
-
-
 def traffic_rows() -> list[dict[str, Any]]:
     """Bytes between HBM and VMEM, beside reading every input once; and what bounds the kernels."""
     rows = []
     for name, config in SHAPES.items():
-        for direction, calls in calls_of(config).items():
+        found = kernel_traffic.calls_of(
+            ROWS, TOKENS, SLOTS, config.num_heads, config.num_kv_heads, config.head_dim
+        )
+        for direction, calls in found.items():
             once = sum(x.size * x.dtype.itemsize for x, _ in calls[0].inputs)
             read = sum(map(kernel_traffic.bytes_read, calls))
             written = sum(map(kernel_traffic.bytes_written, calls))
             pairs = ROWS * config.num_heads * TOKENS * (SLOTS + (TOKENS + 1) / 2)
-            flops = sum(2 * call.products * pairs * config.head_dim for call in calls)
+            flops = 2 * calls[0].products * pairs * config.head_dim
             row = {
                 "model": name, "direction": direction,
                 "read_mib": round(read / MIB, 1), "written_mib": round(written / MIB, 1),

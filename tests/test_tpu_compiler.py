@@ -11,6 +11,7 @@ pytest.importorskip("libtpu", reason="the extra `tpu` is not installed: no TPU c
 
 from cartridges_jax.planning.tpu_compiler import (
     compile_decode,
+    compile_loss,
     compile_prefill,
     compile_train_step,
     slice_mesh,
@@ -32,6 +33,16 @@ def test_a_training_step_of_a_1b_model_fits_16_chips(mesh):
     assert "all-reduce" in step.text  # the prefix gradient is summed over rows
     # Two kernels: the forward one is not run again by rematerialisation.
     assert step.text.count("tpu_custom_call") == 2
+
+
+def test_the_loss_keeps_no_logits(mesh):
+    """Forward and backward: under 5 % of what the logits of a device's tokens would take."""
+    rows, length = 16, 2048
+    loss = compile_loss(
+        LLAMA_3_2_1B, mesh, rows=rows, row_length=length, targets_per_row=length // 2
+    )
+    local_logits = rows // 8 * length * LLAMA_3_2_1B.vocab_size // 2 * 4
+    assert loss.temporary_bytes < 0.05 * local_logits
 
 
 def test_a_decode_loop_of_a_1b_model_copies_no_cache(mesh):

@@ -3,12 +3,12 @@
 It chooses an implementation, and runs it under `shard_map` so that a kernel only ever sees the
 rows and kv heads of its own device. Whole rows have one custom VJP, whose two passes an
 implementation supplies; the gradient of a prefix that rows share is summed over the "data" axis by
-the transpose of the map.
+the transpose of the map, in the prefix's own dtype: pass trainable slots in float32.
 """
 
 import functools
 import logging
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ Implementation = Literal["reference", "blocked", "pallas", "pallas_interpret"]
 SAVED_NAMES = ("attention_out", "attention_lse")
 
 _SHORT = 32  # below this many queries a row, one batched product beats a loop over rows
+_MOST_SCORES = 2**28  # float32 scores of such a product: 1 GiB
 _PALLAS_HEADS = (64, 128, 256)
 _log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def attention(
       segment_start: first key index that each query may see.
       scale: factor on the scores (`H ** -0.5` in all supported models).
       prefix: keys and values of the prefix, [P, K, H] shared by all rows or [B, P, K, H] of each;
-        None for none.
+        None for none. They are read in the dtype of `k`; their gradient has their own.
       prefix_length: number of live prefix slots, the rest being padding; [B] where each row has
         its own prefix; None for all.
       query_offset: key index of query 0, for a cache with S > T; None means S == T and 0.
@@ -73,7 +74,7 @@ def attention(
       [B, T, N] float32.
 
     Raises:
-      ValueError: if the implementation asked for cannot serve the case.
+      ValueError: if the implementation asked for is none, or cannot serve the case.
     """
     H = q.shape[-1]
     K = k.shape[1 if heads_first else 2]
@@ -91,9 +92,14 @@ def attention(
     length = jnp.asarray(prefix_length, jnp.int32)
     if not shared:
         length = jax.sharding.reshard(jnp.broadcast_to(length, q.shape[:1]), P(DATA))
-    if implementation is None and (query_offset is not None or q.shape[1] <= _SHORT):
-        implementation = "reference"
     S = k.shape[2 if heads_first else 1]
+    scores = q.size // H * (S + prefix[0].shape[-2 if heads_first else -3])
+    if implementation is None and query_offset is not None:
+        _log_once("attention: one batched product behind a cache")
+        implementation = "reference"
+    elif implementation is None and q.shape[1] <= _SHORT and scores <= _MOST_SCORES:
+        _log_once(f"attention: one batched product for up to {_SHORT} queries a row")
+        implementation = "reference"
     if query_offset is None and q.shape[1] != S:
         raise ValueError(f"{S} keys for {q.shape[1]} queries need a query_offset")
     reason = _why_not(implementation, query_offset, H)
@@ -102,19 +108,19 @@ def attention(
     offset = jnp.asarray(0 if query_offset is None else query_offset, jnp.int32)
 
     def local(q, k, v, prefix_k, prefix_v, segment_start, length, offset):
-        keys = (k, v, prefix_k, prefix_v)
         # The padding in front of a prompt would see nothing: a softmax over no key is not a number.
         segment_start = jnp.minimum(segment_start, offset + jnp.arange(q.shape[1]))
         if implementation == "reference":
             return reference_attention(
-                q, *keys, segment_start, length,
+                q, k, v, prefix_k.astype(k.dtype), prefix_v.astype(k.dtype), segment_start, length,
                 query_offset=offset, scale=scale, heads_first=heads_first,
             )  # fmt: skip
+        keys = (k, v, prefix_k, prefix_v)
         if heads_first:
             keys = tuple(x.swapaxes(-2, -3) for x in keys)
         return _whole_rows(q, *keys, segment_start, length, scale, implementation)
 
-    mapped = jax.shard_map(
+    mapped: Any = jax.shard_map(
         local,
         in_specs=(queries, rows, rows, slots, slots, TOKENS_BT, P() if shared else P(DATA), P()),
         out_specs=(queries, P(DATA, None, heads)),
@@ -128,6 +134,8 @@ def _why_not(implementation: str | None, query_offset: Any, head_dim: int) -> st
     """Why an implementation that was asked for cannot serve; None if it can."""
     if implementation in (None, "reference"):
         return None
+    if implementation not in get_args(Implementation):
+        return f"is none of {', '.join(get_args(Implementation))}"
     if query_offset is not None:
         return "serves whole rows; query_offset must be None"
     if implementation == "pallas" and head_dim not in _PALLAS_HEADS:
@@ -153,6 +161,16 @@ def _choose(implementation: str | None, blocked: Any, pallas: Any, head_dim: int
     return functools.partial(jax.lax.platform_dependent, default=blocked, tpu=pallas)
 
 
+def _in_one_dtype(arrays: Any) -> tuple[jax.Array, ...]:
+    """The arguments of `_whole_rows` with the prefix in the keys' dtype.
+
+    The cast is inside of the VJP, so that a float32 prefix has a float32 gradient, also where it is
+    summed over devices.
+    """
+    q, k, v, prefix_k, prefix_v, *rest = arrays
+    return (q, k, v, prefix_k.astype(k.dtype), prefix_v.astype(k.dtype), *rest)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
 def _whole_rows(q, k, v, prefix_k, prefix_v, segment_start, length, scale, implementation):
     arrays = (q, k, v, prefix_k, prefix_v, segment_start, length)
@@ -163,7 +181,7 @@ def _rows_forward(q, k, v, prefix_k, prefix_v, segment_start, length, scale, imp
     arrays = (q, k, v, prefix_k, prefix_v, segment_start, length)
     blocked = functools.partial(blocked_forward, scale=scale)
     pallas = functools.partial(pallas_forward, scale=scale)
-    out, lse = _choose(implementation, blocked, pallas, q.shape[-1])(*arrays)
+    out, lse = _choose(implementation, blocked, pallas, q.shape[-1])(*_in_one_dtype(arrays))
     out = checkpoint_name(out, SAVED_NAMES[0])
     lse = checkpoint_name(lse, SAVED_NAMES[1])
     return (out, lse), (*arrays, out, lse)
@@ -175,7 +193,8 @@ def _rows_backward(scale, implementation, saved, gradients):
     delta = jnp.einsum("BTNH,BTNH->BTN", out, d_out, preferred_element_type=jnp.float32) - d_lse
     blocked = functools.partial(blocked_backward, scale=scale)
     pallas = functools.partial(pallas_backward, scale=scale)
-    found = _choose(implementation, blocked, pallas, out.shape[-1])(*arrays, lse, delta, d_out)
+    arguments = (*_in_one_dtype(arrays), lse, delta, d_out)
+    found = _choose(implementation, blocked, pallas, out.shape[-1])(*arguments)
     like = arrays[:5]
     return *(g.astype(x.dtype) for g, x in zip(found, like, strict=True)), None, None
 

@@ -4,19 +4,19 @@
 stored; `full_teacher_loss` with a teacher whose hidden states are at hand. Each is a sum over
 target positions of a term that a rule (`_TopJ`, `_FullTeacher`) defines together with its gradient.
 
-Only positions with targets reach the LM head, CHUNK at a time. Where a gradient is wanted, a
+Only positions with targets reach the LM head, a chunk at a time. Where a gradient is wanted, a
 chunk's gradient with respect to its hidden states is computed together with its loss, while its
 logits exist: the head's product runs twice for each position, not three times, and what is kept is
 one hidden state each. With the vocabulary over "model", each device sees its own part of the
 logits; what is summed over devices are a few numbers a position, and the hidden gradient.
 
-Time grows with B * M * D * V, memory with CHUNK * V / devices + B * M * D.
+Time grows with B * M * D * V, memory with chunk * V / devices + B * M * D.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from cartridges_jax.models.transformer import Transformer
-from cartridges_jax.sharding import ACT_BTD, DATA, MODEL, TOKENS_BT
+from cartridges_jax.sharding import ACT_BTD, DATA, MODEL, TOKENS_BT, on_tpu
 
 CHUNK = 128  # most target positions of a device whose logits exist at a time
+# On TPU, bytes of these: the head is read anew for each chunk, so larger ones keep the products
+# busier, but beyond this they leave VMEM (at 128k words over 4 chips, 512 take 160 MiB of HBM).
+LOGITS_ON_TPU = 24 * 2**20
 
 TopJ = Literal["top_j", "renormalised", "tail"]
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
@@ -61,9 +64,7 @@ def gather_positions(
     def local(hidden, index):
         return jnp.take_along_axis(hidden, index[..., None], axis=1)
 
-    return jax.shard_map(local, in_specs=(ACT_BTD, TOKENS_BT), out_specs=ACT_BTD, check_vma=False)(
-        hidden, index
-    )
+    return jax.shard_map(local, in_specs=(ACT_BTD, TOKENS_BT), out_specs=ACT_BTD)(hidden, index)
 
 
 def distillation_loss(
@@ -89,7 +90,11 @@ def distillation_loss(
       hidden: normed hidden states of the student.
       targets: what the teacher said, and where.
       kind: which of the three.
+
+    Raises:
+      ValueError: if `kind` is none of them.
     """
+    _check_kind(kind, TopJ)
     of_targets = (targets.top_ids, targets.top_logprobs, targets.weight)
     picked = gather_positions(hidden, targets.index)
     total, constant = _sum(_TopJ(kind), model, picked, of_targets)
@@ -128,11 +133,22 @@ def full_teacher_loss(
       weight: of each target; 0 in unused places.
       kind: which divergence.
       temperature: above 0.
+
+    Raises:
+      ValueError: if `kind` is none of them, or the temperature not above 0.
     """
+    _check_kind(kind, Divergence)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
     picked = gather_positions(hidden, index)
     rule = _FullTeacher(kind, temperature)
     total, constant = _sum(rule, model, picked, (teacher, weight))
     return LossSums(total, total + constant, jnp.sum(weight))
+
+
+def _check_kind(kind: str, kinds: Any) -> None:
+    if kind not in get_args(kinds):
+        raise ValueError(f"kind must be one of {', '.join(get_args(kinds))}, got {kind!r}")
 
 
 def _sum(rule: Any, model: Transformer, picked: jax.Array, of_targets: tuple) -> Any:
@@ -269,7 +285,8 @@ def _device_sums(rule: Any, with_gradient: bool, picked, head, scale, of_targets
     """
     B, M, D = picked.shape
     first = jax.lax.axis_index(MODEL) * head.shape[0]
-    count = max(1, -(-B * M // CHUNK))
+    chunk = max(8, LOGITS_ON_TPU // (4 * head.shape[0])) if on_tpu() else CHUNK
+    count = max(1, -(-B * M // chunk))
     size = -(-B * M // (8 * count)) * 8  # even chunks of whole sublanes: little padding
 
     def chunks(x: jax.Array) -> jax.Array:

@@ -124,7 +124,7 @@ def prefix_loss(
     """The loss sums of packed rows (see `dataset.packed_row`) read after a prefix.
 
     Args:
-      prefix: in the base's dtype.
+      prefix: in the base's dtype, or in float32 where its gradient is wanted.
       base: the frozen model.
       batch: arrays [B, T], [B, M] and [B, M, J].
       kind: see `distillation_loss`.
@@ -146,8 +146,8 @@ def make_train_step(
     def train_step(trainable, opt_state, frozen, base, batch):
         def mean_loss(trainable):
             cartridge = nnx.merge(graphdef, trainable, frozen)
-            prefix = cartridge.prefix(base.dtype)  # the cast is differentiated
-            sums = prefix_loss(prefix, base, batch, kind)
+            # In float32: attention casts it, and its gradient is summed over devices before a cast.
+            sums = prefix_loss(cartridge.prefix(jnp.float32), base, batch, kind)
             return sums.loss / sums.count, sums  # packed rows always hold targets
 
         grads, sums = jax.grad(mean_loss, has_aux=True)(trainable)

@@ -28,6 +28,7 @@ ASK_FIRST_SHARE = 0.4  # conversations that open with a seed prompt, as bot A's 
 ASK_SHARE = 0.1  # of the later turns
 LONGEST_CONTEXT = 0.75  # of a row
 RECITE = "Say what the text says."  # what a recital answers
+NARROW_SHARE = 0.5  # documents of many things and few kinds of facts: the kind alone tells little
 MOST_FILLERS = 4.0  # sentences without a fact for each one with a fact; drawn from 0, mostly few
 
 
@@ -126,10 +127,21 @@ def _draw_genre(rng: random.Random) -> Genre:
     return genres.random_genre(rng) if rng.random() < RANDOM_SHARE else rng.choice(genres.TRAINING)
 
 
+def _narrow(rng: random.Random, genre: Genre) -> Genre:
+    """The genre with two to four kinds of facts."""
+    kept = set(rng.sample([a.noun for a in genre.attributes], rng.choice((2, 3, 3, 4))))
+    if genre.in_time:
+        kept.add(next(a.noun for a in genre.attributes if a.kind == "year"))
+    attributes = tuple(a for a in genre.attributes if a.noun in kept)
+    return dataclasses.replace(genre, attributes=attributes)
+
+
 def _document_of_size(rng: random.Random, num_tokens: int) -> GeneratedDocument:
     size = int(num_tokens * CHARACTERS_PER_TOKEN)
     genre = _draw_genre(rng)
     fillers = min(MOST_FILLERS * rng.random() ** 2, most_fillers(genre, size, 4))
+    if rng.random() < NARROW_SHARE:
+        genre, fillers = _narrow(rng, genre), 0.2 * fillers
     if rng.random() >= WINDOW_SHARE:
         return write_document(rng, genre, size, "noisy", fillers)
     document = write_document(rng, genre, int(size * rng.uniform(1.2, 2.5)), "noisy", fillers)

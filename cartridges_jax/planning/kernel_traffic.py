@@ -8,9 +8,28 @@ import itertools
 import math
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from cartridges_jax.attention.pallas_tpu.calls import Call
+from cartridges_jax.attention.pallas_tpu.calls import Call, backward_calls, forward_call
+from cartridges_jax.attention.pallas_tpu.plan import make_plan, prepare
+
+
+def calls_of(
+    rows: int, num_tokens: int, num_slots: int, num_heads: int, num_kv_heads: int, head_dim: int
+) -> dict[str, list[Call]]:
+    """The calls "forward" and "backward" of unpacked rows behind a prefix, bfloat16, all zeros."""
+    q = jnp.zeros((rows, num_tokens, num_heads, head_dim), jnp.bfloat16)
+    k = jnp.zeros((rows, num_tokens, num_kv_heads, head_dim), jnp.bfloat16)
+    slots = jnp.zeros((num_slots, num_kv_heads, head_dim), jnp.bfloat16)
+    start = jnp.zeros((rows, num_tokens), jnp.int32)
+    plans = [make_plan(q, k, slots, 1.0, None, False, backward) for backward in (False, True)]
+    forward, backward = [(p, prepare(p, q, k, k, slots, slots, start, num_slots)) for p in plans]
+    number = jnp.zeros(backward[1].q.shape[:-1], jnp.float32)
+    return {
+        "forward": [forward_call(*forward)],
+        "backward": backward_calls(*backward, backward[1].q, number, number),
+    }
 
 
 def _changes(call: Call, spec: Any, scalars: tuple[np.ndarray, ...]) -> int:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from cartridges_jax.attention import attention, pallas_tpu
 from cartridges_jax.attention import blocked as blocked_module
 from cartridges_jax.attention.pallas_tpu import plan
-from cartridges_jax.sharding import DATA, TOKENS_BT, head_axis, make_mesh, place
+from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis, make_mesh, place
 from tests.conftest import MESHES
 
 IMPLEMENTATIONS = ("reference", "blocked", "pallas_interpret")
@@ -132,10 +132,10 @@ def test_each_row_has_its_own_number_of_live_slots(rng, implementation):
 
 
 @pytest.mark.parametrize("prefix_of_row", [False, True])
-@pytest.mark.parametrize("kept", [36_000_000, 10_000])
-def test_blocks_of_every_kind_are_visited_or_skipped(rng, monkeypatch, kept, prefix_of_row):
+@pytest.mark.parametrize("vmem", [56 * plan.MIB, 1_500_000, 0])
+def test_blocks_of_every_kind_are_visited_or_skipped(rng, monkeypatch, vmem, prefix_of_row):
     """Blocks smaller than segments and prefix, and keys in chunks where VMEM is too small."""
-    sizes = dataclasses.replace(plan.sizes_of_chip(), kept=kept)
+    sizes = dataclasses.replace(plan.sizes_of_chip(), vmem=vmem)
     monkeypatch.setattr(plan, "sizes_of_chip", lambda: sizes)
     blocks = plan.Blocks(queries=128, row_keys=128, prefix_keys=128)
     case = make_case(rng, B=2, T=500, N=4, K=2, H=8, slots=300, prefix_of_row=prefix_of_row)
@@ -157,14 +157,48 @@ def test_blocks_of_every_kind_are_visited_or_skipped(rng, monkeypatch, kept, pre
 
 
 @pytest.mark.parametrize("implementation", ["blocked", "pallas_interpret"])
-@pytest.mark.parametrize("mesh_shape", MESHES)
-def test_is_the_same_on_every_mesh(rng, mesh_shape, implementation):
-    case = make_case(rng, T=130)
+@pytest.mark.parametrize("prefix_of_row", [False, True])
+@pytest.mark.parametrize("mesh_shape", [*MESHES, (1, 8)])  # 8 devices replicate the 4 kv heads
+def test_is_the_same_on_every_mesh(rng, mesh_shape, prefix_of_row, implementation):
+    case = make_case(rng, T=130, prefix_of_row=prefix_of_row)
     weights = rng.normal(size=case["q"].shape).astype(np.float32)
     want = gradients(make_mesh(1, 1), case, weights, implementation="reference")
     got = gradients(make_mesh(*mesh_shape), case, weights, implementation=implementation)
     for name, gradient in want.items():
         np.testing.assert_allclose(got[name], gradient, atol=3e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
+def test_a_float32_prefix_has_a_float32_gradient(rng, implementation):
+    """Also where it is summed over devices, while everything else is bfloat16."""
+    case = make_case(rng, B=8, T=64)
+
+    def prefix_gradient(mesh, dtype):
+        with jax.set_mesh(mesh):
+            rows = P(DATA, None, MODEL, None)
+            q, k, v = (place(mesh, case[n].astype(jnp.bfloat16), rows) for n in "qkv")
+            start = place(mesh, case["segment_start"], TOKENS_BT)
+            prefix_k, prefix_v = (
+                place(mesh, jnp.asarray(case[n], jnp.bfloat16).astype(dtype), P(*rows[1:]))
+                for n in ("prefix_k", "prefix_v")
+            )
+
+            def total(prefix_k):
+                out = attention(
+                    q, k, v, prefix=(prefix_k, prefix_v), segment_start=start, scale=0.3,
+                    implementation=implementation,
+                )  # fmt: skip
+                return jnp.sum(out.astype(jnp.float32) ** 2)
+
+            return jax.jit(jax.grad(total))(prefix_k)
+
+    want = np.asarray(prefix_gradient(make_mesh(1, 1), jnp.float32), np.float64)
+    error = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        got = prefix_gradient(make_mesh(8, 1), dtype)
+        assert got.dtype == dtype
+        error[dtype] = np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max()
+    assert error[jnp.float32] < 1e-5 < 1e-3 < error[jnp.bfloat16]
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -246,8 +280,8 @@ def test_what_an_implementation_cannot_serve_is_refused_with_the_reason(rng, imp
 
 
 def test_windows_reach_the_first_segment_of_a_block():
-    block = blocked_module.BLOCK
-    for T in (1, block - 1, block, block + 1, 2 * block + 1, 2048):
+    most = blocked_module.BLOCK
+    for T in (1, most - 1, most, most + 1, 2 * most + 1, 2048):
         blocks = blocked_module._Blocks(T)
         assert blocks.count * blocks.size >= T > (blocks.count - 1) * blocks.size
         for block in range(blocks.count):

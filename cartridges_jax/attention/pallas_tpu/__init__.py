@@ -12,9 +12,10 @@ Time grows with B * N * T * (P + visible row keys) * H: 2 products of that size 
 Memory beside inputs, outputs and gradients: one float32 per query and head (the log-sum-exp), the
 same again in the backward pass. Where the caller's arrays lie tokens first they are turned; inside
 a model XLA gives the projections' outputs the kernels' layout instead. Keys that do not fit VMEM
-(from some 10,000 with their gradients, heads of 128) are taken in chunks: the forward kernel reads
-them anew for each block of queries, the backward one runs once a chunk, with a float32 gradient of
-the queries each time. Figures of the design: WORKSPACE.md.
+(with their gradients, from some 30,000 slots and tokens on v5e and v6e, 14,000 on v5p and tpu7x,
+3,000 on v4) are taken in chunks: the forward kernel reads them anew for each block of queries, the
+backward one runs once a chunk, with a float32 gradient of the queries each time. Figures of the
+design: WORKSPACE.md.
 """
 
 import functools
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from cartridges_jax.attention.pallas_tpu.calls import backward_calls, forward_call
-from cartridges_jax.attention.pallas_tpu.plan import Blocks, pad, prepare
+from cartridges_jax.attention.pallas_tpu.plan import Blocks, make_plan, pad, prepare
 
 
 def pallas_forward(
@@ -44,9 +45,8 @@ def pallas_forward(
 
     See `attention.api.attention`; here queries are the rows' own tokens. `blocks` are for tests.
     """
-    plan, x = prepare(
-        q, k, v, prefix_k, prefix_v, segment_start, prefix_length, scale, blocks, interpret
-    )
+    plan = make_plan(q, k, prefix_k, scale, blocks, interpret, backward=False)
+    x = prepare(plan, q, k, v, prefix_k, prefix_v, segment_start, prefix_length)
     out, lse = forward_call(plan, x).run()
     B, T, N, _ = q.shape
     return _tokens_first(out, q.shape), lse.transpose(0, 3, 1, 2)[:, :T].reshape(B, T, N)
@@ -80,9 +80,8 @@ def pallas_backward(
       delta: sum over H of out * d_out, minus the gradient of lse.
       d_out: gradient of the attended values.
     """
-    plan, x = prepare(
-        q, k, v, prefix_k, prefix_v, segment_start, prefix_length, scale, blocks, interpret
-    )
+    plan = make_plan(q, k, prefix_k, scale, blocks, interpret, backward=True)
+    x = prepare(plan, q, k, v, prefix_k, prefix_v, segment_start, prefix_length)
     B, K, G, T, H = plan.B, plan.K, plan.G, plan.T, plan.H
 
     def per_query(x: jax.Array) -> jax.Array:
@@ -90,16 +89,10 @@ def pallas_backward(
 
     d_folded = d_out.reshape(B, -1, K, G, H).transpose(0, 2, 3, 1, 4)
     d_folded = pad(d_folded.astype(q.dtype), 3, T)
-    found = [
-        (parts, call.run())
-        for parts, call in backward_calls(plan, x, d_folded, per_query(lse), per_query(delta))
-    ]
-
-    def joined(part: str, output: int) -> jax.Array:
-        return jnp.concatenate([d[output] for parts, d in found if part in parts], axis=2)
-
-    dq = functools.reduce(jnp.add, (d[0] for _, d in found))
-    dk, dv, dpk, dpv = joined("row", 1), joined("row", 2), joined("prefix", 3), joined("prefix", 4)
+    calls = backward_calls(plan, x, d_folded, per_query(lse), per_query(delta))
+    d_queries, *of_keys = zip(*(call.run() for call in calls), strict=True)
+    dq = functools.reduce(jnp.add, d_queries)
+    dk, dv, dpk, dpv = (jnp.concatenate(parts, axis=2) for parts in of_keys)
 
     def tokens_first(x: jax.Array, length: int) -> jax.Array:
         return jnp.moveaxis(x[:, :, :length], 1, 2)

@@ -26,15 +26,13 @@ class Call:
     inputs: tuple[tuple[jax.Array, pl.BlockSpec], ...]
     outputs: tuple[tuple[jax.ShapeDtypeStruct, pl.BlockSpec], ...]
     scratch: tuple[tuple[int, ...], ...]  # float32
+    parallel: tuple[bool, ...]  # axes of the grid whose steps may run on different cores
     products: int  # matrix products of a block
     plan: Plan
 
     def run(self) -> Any:
         plan = self.plan
-        # Kv heads may run beside each other; a shared prefix's gradient is a sum over the rest.
-        semantics: Any = ("parallel",) + ("arbitrary",) * (len(self.grid) - 1)
-        slots = self.inputs[3][0].shape[2]
-        pairs = plan.B * plan.K * plan.G * plan.T * (slots + plan.T // 2)
+        pairs = plan.B * plan.K * plan.G * plan.T * (plan.P + plan.S // 2) // plan.chunks
         everything = [x for x, _ in (*self.inputs, *self.outputs)]
         return pl.pallas_call(
             self.kernel,
@@ -47,9 +45,12 @@ class Call:
             ),
             out_shape=[shape for shape, _ in self.outputs],
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=semantics, vmem_limit_bytes=plan.sizes.vmem_limit
+                dimension_semantics=tuple(
+                    "parallel" if alike else "arbitrary" for alike in self.parallel
+                ),
+                vmem_limit_bytes=plan.vmem,
             ),
-            # All causal pairs of unpacked rows, and of all keys where they come in chunks.
+            # Of rows that are not packed.
             cost_estimate=pl.CostEstimate(
                 flops=2 * self.products * pairs * plan.H,
                 transcendentals=pairs,
@@ -60,28 +61,22 @@ class Call:
         )(*self.scalars, *(x for x, _ in self.inputs))
 
 
-def _chunk(length: int, block: int, bytes_per_key: int, budget: int) -> int:
-    """The most keys, in whole blocks that divide `length`, that fit the budget; one at least."""
-    blocks = length // block
-    fitting = [n for n in range(1, blocks + 1) if blocks % n == 0]
-    return block * max([n for n in fitting if n * block * bytes_per_key <= budget], default=1)
-
-
 def forward_call(plan: Plan, x: Inputs) -> Call:
-    """The forward kernel: values [B, K, G, T, H] and log-sum-exp [B, K, G, T]."""
+    """The forward kernel: values [B, K, G, T, H] and log-sum-exp [B, K, G, T].
+
+    Its last axis goes over the chunks of keys, the first chunk of the prefix with the first of the
+    row and so on; a chunk without a visible key is not fetched.
+    """
     bq, G, H = plan.blocks.queries, plan.G, plan.H
-    per_key = 2 * 2 * H * plan.itemsize  # keys and values, double-buffered
-    slots = _chunk(x.prefix_k.shape[2], plan.blocks.prefix_keys, per_key, plan.sizes.kept // 2)
-    keys = _chunk(plan.T, plan.blocks.row_keys, per_key, plan.sizes.kept // 2)
-    prefix_chunks, row_chunks = x.prefix_k.shape[2] // slots, plan.T // keys
+    slots, keys = plan.P // plan.chunks, plan.S // plan.chunks
 
     def row_chunk(h, b, i, c, first, length):
         last = ((i + 1) * bq - 1) // keys
-        return b, h, jnp.clip(c - prefix_chunks, first[b, i] // keys, last), 0
+        return b, h, jnp.clip(c, first[b, i] // keys, last), 0
 
     def prefix_chunk(h, b, i, c, first, length):
         live = jnp.maximum((length[b] + slots - 1) // slots - 1, 0)
-        return 0 if plan.shared else b, h, jnp.minimum(c, live), 0
+        return (0 if plan.shared else b), h, jnp.minimum(c, live), 0
 
     query = pl.BlockSpec((1, 1, G, bq, H), lambda h, b, i, c, *_: (b, h, 0, i, 0))
     row = pl.BlockSpec((1, 1, keys, H), row_chunk)
@@ -89,10 +84,10 @@ def forward_call(plan: Plan, x: Inputs) -> Call:
     start = pl.BlockSpec((1, 1, bq), lambda h, b, i, c, *_: (b, 0, i))
     number = pl.BlockSpec((1, 1, G, bq), lambda h, b, i, c, *_: (b, h, 0, i))
     return Call(
-        functools.partial(forward_kernel, plan=plan, prefix_chunks=prefix_chunks),
-        (plan.K, plan.B, plan.query_blocks, prefix_chunks + row_chunks),
-        x.scalars,
-        (
+        kernel=functools.partial(forward_kernel, plan=plan),
+        grid=(plan.K, plan.B, plan.query_blocks, plan.chunks),
+        scalars=x.scalars,
+        inputs=(
             (x.q, query),
             (x.k, row),
             (x.v, row),
@@ -100,68 +95,50 @@ def forward_call(plan: Plan, x: Inputs) -> Call:
             (x.prefix_v, prefix),
             (x.segment_start, start),
         ),
-        (
+        outputs=(
             (jax.ShapeDtypeStruct(x.q.shape, x.q.dtype), query),
             (jax.ShapeDtypeStruct(x.q.shape[:-1], jnp.float32), number),
         ),
-        ((1, plan.folded), (1, plan.folded), (H, plan.folded)),
-        2,
-        plan,
+        scratch=((1, plan.folded), (1, plan.folded), (H, plan.folded)),
+        parallel=(True, True, True, False),
+        products=2,
+        plan=plan,
     )
 
 
-def backward_calls(
-    plan: Plan, x: Inputs, d_out: Any, lse: Any, delta: Any
-) -> list[tuple[tuple[str, ...], Call]]:
-    """The backward kernel, for as many chunks of keys as VMEM asks for: one for usual sizes.
+def backward_calls(plan: Plan, x: Inputs, d_out: Any, lse: Any, delta: Any) -> list[Call]:
+    """The backward kernel, once for each chunk of keys: one for usual sizes.
 
-    Each call gives dq [B, K, G, T, H], whose sum is wanted, and the gradients of its chunks of the
-    row's keys and values and of the prefix's; which of these it has is said beside it.
+    A call gives dq [B, K, G, T, H], whose sum over the calls is wanted, and the gradients of its
+    chunks of the row's keys and values [B, K, keys, H] and of the prefix's.
     """
-    bq, G, H, P = plan.blocks.queries, plan.G, plan.H, x.prefix_k.shape[2]
-    # Double-buffered keys and values, and their gradients: of the row in float32 and as handed
-    # out, of the prefix in float32, double-buffered.
-    per_slot = 2 * H * (2 * plan.itemsize + 2 * 4)
-    per_key = 2 * H * (2 * plan.itemsize + 4 + 2 * plan.itemsize)
-    together = P * per_slot + plan.T * per_key <= plan.sizes.kept
-    budget = plan.sizes.kept // 2
-    slots = P if together else _chunk(P, plan.blocks.prefix_keys, per_slot, budget)
-    keys = plan.T if together else _chunk(plan.T, plan.blocks.row_keys, per_key, budget)
-    dq_dtype = x.q.dtype if together else jnp.float32
+    bq, G, H = plan.blocks.queries, plan.G, plan.H
+    slots, keys = plan.P // plan.chunks, plan.S // plan.chunks
+    dq_dtype = x.q.dtype if plan.chunks == 1 else jnp.float32
     query = pl.BlockSpec((1, 1, G, bq, H), lambda h, b, i, *_: (b, h, 0, i, 0))
     number = pl.BlockSpec((1, 1, G, bq), lambda h, b, i, *_: (b, h, 0, i))
     start = pl.BlockSpec((1, 1, bq), lambda h, b, i, *_: (b, 0, i))
 
-    def call(prefix_chunk: int | None, row_chunk: int | None) -> Call:
-        def shape(x: jax.Array, size: int, dtype: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((*x.shape[:2], size, H), dtype)
+    def of_row(size: int, chunk: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, 1, size, H), lambda h, b, i, *_: (b, h, chunk, 0))
 
-        def of_row(h, b, i, *_):
-            return b, h, row_chunk or 0, 0
+    def of_prefix(size: int, chunk: int) -> pl.BlockSpec:
+        def index(h, b, i, *_):
+            return (0 if plan.shared else b), h, chunk, 0
 
-        def of_prefix(h, b, i, *_):
-            return 0 if plan.shared else b, h, prefix_chunk or 0, 0
+        return pl.BlockSpec((1, 1, size, H), index)
 
-        def out(index):  # a chunk's gradients are an array of their own
-            return lambda *a: (*index(*a)[:2], 0, 0)
+    d_keys = jax.ShapeDtypeStruct((*x.k.shape[:2], keys, H), x.k.dtype)
+    d_slots = jax.ShapeDtypeStruct((*x.prefix_k.shape[:2], slots, H), jnp.float32)
 
-        row, row_out = (pl.BlockSpec((1, 1, keys, H), f) for f in (of_row, out(of_row)))
-        prefix, prefix_out = (
-            pl.BlockSpec((1, 1, slots, H), f) for f in (of_prefix, out(of_prefix))
-        )
-        d_slots = shape(x.prefix_k, slots, jnp.float32)
-        d_keys = shape(x.k, keys, x.k.dtype)
-        kernel = functools.partial(
-            backward_kernel,
-            plan=plan,
-            prefix_chunk=None if prefix_chunk is None else prefix_chunk * slots,
-            row_chunk=None if row_chunk is None else row_chunk * keys,
-        )
+    def call(chunk: int) -> Call:
+        row, prefix = of_row(keys, chunk), of_prefix(slots, chunk)
+        row_out, prefix_out = of_row(keys, 0), of_prefix(slots, 0)  # a chunk's own arrays
         return Call(
-            kernel,
-            (plan.K, plan.B, plan.query_blocks),
-            x.scalars,
-            (
+            kernel=functools.partial(backward_kernel, plan=plan, chunk=chunk),
+            grid=(plan.K, plan.B, plan.query_blocks),
+            scalars=x.scalars,
+            inputs=(
                 (x.q, query),
                 (x.k, row),
                 (x.v, row),
@@ -172,20 +149,18 @@ def backward_calls(
                 (lse, number),
                 (delta, number),
             ),
-            (
+            outputs=(
                 (jax.ShapeDtypeStruct(x.q.shape, dq_dtype), query),
                 (d_keys, row_out),
                 (d_keys, row_out),
                 (d_slots, prefix_out),
                 (d_slots, prefix_out),
             ),
-            ((plan.folded, H), (keys, H), (keys, H)),
-            5,
-            plan,
+            scratch=((plan.folded, H), (keys, H), (keys, H)),
+            # The gradient of a shared prefix is a sum over rows, of the keys one over queries.
+            parallel=(True, not plan.shared, False),
+            products=5,
+            plan=plan,
         )
 
-    prefix_chunks, row_chunks = range(P // slots), range(plan.T // keys)
-    if together:
-        return [(("prefix", "row"), call(0, 0))]
-    of_prefix = [(("prefix",), call(c, None)) for c in prefix_chunks]
-    return of_prefix + [(("row",), call(None, r)) for r in row_chunks]
+    return [call(chunk) for chunk in range(plan.chunks)]

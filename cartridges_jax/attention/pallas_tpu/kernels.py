@@ -81,9 +81,7 @@ def _scores(plan: Plan, q: jax.Array, keys: jax.Array, mask: jax.Array | None) -
 # ---- forward: for each query block all keys; grid (K, B, query block, chunk of keys)
 
 
-def forward_kernel(
-    first, length, q, k, v, pk, pv, start, out, lse, top, total, acc, *, plan, prefix_chunks
-):
+def forward_kernel(first, length, q, k, v, pk, pv, start, out, lse, top, total, acc, *, plan):
     b, i, c = pl.program_id(1), pl.program_id(2), pl.program_id(3)
 
     @pl.when(c == 0)
@@ -104,17 +102,11 @@ def forward_kernel(
         acc[...] = acc[...] * keep + _dot(seen, p.astype(seen.dtype), (0, 0))
         top[...] = new_top
 
-    @pl.when(c < prefix_chunks)
-    def _():
-        chunk = c * pk.shape[2]
-        _visit_prefix(plan, chunk, length[b], pk, functools.partial(visit, pk, pv))
+    prefix, row = functools.partial(visit, pk, pv), functools.partial(visit, k, v)
+    _visit_prefix(plan, c * pk.shape[2], length[b], pk, prefix)
+    _visit_row(plan, c * k.shape[2], first[b, i], i, k, start, row)
 
-    @pl.when(c >= prefix_chunks)
-    def _():
-        chunk = (c - prefix_chunks) * k.shape[2]
-        _visit_row(plan, chunk, first[b, i], i, k, start, functools.partial(visit, k, v))
-
-    @pl.when(c == pl.num_programs(3) - 1)
+    @pl.when(c == plan.chunks - 1)
     def _():
         # Every query sees at least itself, so the total is never zero.
         out[0, 0] = (acc[...] / total[...]).T.reshape(plan.G, -1, plan.H).astype(out.dtype)
@@ -129,7 +121,7 @@ def forward_kernel(
 
 def backward_kernel(
     first, length, q, k, v, pk, pv, start, d_out, lse, delta,
-    dq, dk, dv, dpk, dpv, dq_acc, dk_acc, dv_acc, *, plan, prefix_chunk, row_chunk,
+    dq, dk, dv, dpk, dpv, dq_acc, dk_acc, dv_acc, *, plan, chunk,
 ):  # fmt: skip
     b, i = pl.program_id(1), pl.program_id(2)
 
@@ -161,12 +153,10 @@ def backward_kernel(
 
         return add
 
-    if prefix_chunk is not None:
-        prefix = functools.partial(visit, pk, pv, add_to(dpk, 0, 0), add_to(dpv, 0, 0))
-        _visit_prefix(plan, prefix_chunk, length[b], pk, prefix)
-    if row_chunk is not None:
-        row = functools.partial(visit, k, v, add_to(dk_acc), add_to(dv_acc))
-        _visit_row(plan, row_chunk, first[b, i], i, k, start, row)
+    prefix = functools.partial(visit, pk, pv, add_to(dpk, 0, 0), add_to(dpv, 0, 0))
+    row = functools.partial(visit, k, v, add_to(dk_acc), add_to(dv_acc))
+    _visit_prefix(plan, chunk * pk.shape[2], length[b], pk, prefix)
+    _visit_row(plan, chunk * k.shape[2], first[b, i], i, k, start, row)
 
     dq[0, 0] = dq_acc[...].reshape(plan.G, -1, plan.H).astype(dq.dtype)
 

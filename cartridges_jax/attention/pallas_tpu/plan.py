@@ -6,36 +6,33 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
+from cartridges_jax.sharding import on_tpu
+
 LANES = 128
 MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What the VMEM of a chip's core allows; `experiments.kernel_memory` has the use by shape.
+    """What a chip's core allows; `experiments.kernel_memory` has the VMEM in use by shape."""
 
-    A step computes some six float32 arrays of [keys, folded_queries] at a time. The rest of the
-    limit holds the kept keys with their gradients and double-buffered blocks of queries.
-    """
-
-    vmem_limit: int  # bytes; beyond it Mosaic refuses a kernel
-    kept: int  # bytes of it for keys, values and their gradients
+    vmem: int  # bytes that a kernel may have; beyond it Mosaic refuses
     folded_queries: int  # group * queries of a block; more only where a group alone has more
-    keys: int  # of a block, for heads of up to 128; larger heads halve it
+    keys: int  # of a block, for heads of up to 128; fewer for larger heads and groups
 
 
 # By the VMEM of a core. Blocks are the same wherever they fit: a larger core keeps more keys, so
 # that longer rows and prefixes are still read once and need one backward kernel.
 SIZES = {
-    128 * MIB: Sizes(112 * MIB, 84 * MIB, 1024, 512),  # v5e, v6e
-    64 * MIB: Sizes(56 * MIB, 36 * MIB, 1024, 512),  # v5p, tpu7x
-    16 * MIB: Sizes(14 * MIB, 6 * MIB, 512, 256),  # v4
+    128 * MIB: Sizes(112 * MIB, 1024, 512),  # v5e, v6e
+    64 * MIB: Sizes(56 * MIB, 1024, 512),  # v5p, tpu7x
+    16 * MIB: Sizes(14 * MIB, 512, 256),  # v4
 }
 
 
 def sizes_of_chip() -> Sizes:
     """Sizes for the chip that is compiled for; away from TPU those that all but v4 can take."""
-    if pltpu.is_tpu_device():
+    if on_tpu():
         vmem = pltpu.get_tpu_info().vmem_capacity_bytes
         return SIZES[max((size for size in SIZES if size <= vmem), default=16 * MIB)]
     return SIZES[64 * MIB]
@@ -43,47 +40,45 @@ def sizes_of_chip() -> Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Sizes of the blocks that a step computes; each divides the padded length."""
+    """Most queries, row keys and prefix keys of the blocks that a step computes."""
 
     queries: int
     row_keys: int
     prefix_keys: int
 
 
-def _largest_block(length: int, limit: int) -> int:
-    """The largest multiple of 128 up to `limit` that divides `length`, itself a multiple."""
-    tried = range(max(limit // LANES, 1), 0, -1)
-    return next(n * LANES for n in tried if length % (n * LANES) == 0)
+def default_blocks(sizes: Sizes, group: int, head_dim: int) -> Blocks:
+    """Larger heads, and groups so large that few queries are many when folded, take fewer keys."""
+    queries = max(LANES, sizes.folded_queries // group // LANES * LANES)
+    smaller = max(head_dim / LANES, 1) * max(group * queries / sizes.folded_queries, 1)
+    keys = max(LANES, int(sizes.keys / smaller) // LANES * LANES)
+    return Blocks(queries, keys, keys)
 
 
-def default_blocks(
-    sizes: Sizes, num_queries: int, num_slots: int, group: int, head_dim: int
-) -> Blocks:
-    """Chooses block sizes for one device's padded lengths.
+def _round_up(n: int, step: int) -> int:
+    return -(-n // step) * step
 
-    Heads of 256 halve the keys, and so do groups so large that few queries are many when folded.
-    """
-    keys = sizes.keys if head_dim <= 128 else sizes.keys // 2
-    keys = min(keys, sizes.keys * sizes.folded_queries // (group * LANES))
-    return Blocks(
-        _largest_block(num_queries, sizes.folded_queries // group),
-        _largest_block(num_queries, keys),
-        _largest_block(num_slots, keys),
-    )
+
+def _block(length: int, most: int) -> int:
+    """The largest block, in whole lanes, whose padding is an eighth of `length` at most."""
+    fitting = (b for b in range(most, LANES, -LANES) if _round_up(length, b) <= 1.125 * length)
+    return next(fitting, LANES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything static about a call, after padding."""
+    """Everything static about a pass, after padding."""
 
     B: int
-    T: int
+    T: int  # queries, in whole blocks
     K: int
     G: int
     H: int
-    itemsize: int
-    sizes: Sizes
+    P: int  # slots, in whole chunks
+    S: int  # keys of a row, in whole chunks; at least T
+    chunks: int  # parts of prefix and row that lie in VMEM one after the other
     blocks: Blocks
+    vmem: int
     scale: float
     shared: bool  # one prefix for all rows
     interpret: bool
@@ -97,6 +92,62 @@ class Plan:
         return self.G * self.blocks.queries
 
 
+def _chunks(
+    vmem: int, blocks: Blocks, slots: int, keys: int, bytes_per_slot: int, bytes_per_key: int
+) -> tuple[int, int, int]:
+    """The fewest chunks of which one fits `vmem`; slots and keys padded to whole chunks.
+
+    Where not even a block of each fits, chunks are of one block each.
+    """
+    prefix_blocks, row_blocks = -(-slots // blocks.prefix_keys), -(-keys // blocks.row_keys)
+
+    def chunk(count: int) -> tuple[int, int]:
+        in_prefix, in_row = -(-prefix_blocks // count), -(-row_blocks // count)
+        return in_prefix * blocks.prefix_keys, in_row * blocks.row_keys
+
+    def fits(count: int) -> bool:
+        p, s = chunk(count)
+        return p * bytes_per_slot + s * bytes_per_key <= vmem
+
+    most = max(prefix_blocks, row_blocks)
+    count = next(filter(fits, range(1, most)), most)
+    p, s = chunk(count)
+    return count, count * p, count * s
+
+
+def make_plan(
+    q: jax.Array, k: jax.Array, prefix_k: jax.Array, scale: float,
+    blocks: Blocks | None, interpret: bool, backward: bool,
+) -> Plan:  # fmt: skip
+    """Chooses blocks and chunks for one device's arrays."""
+    sizes = sizes_of_chip()
+    (B, T, N, H), K = q.shape, k.shape[2]
+    G, itemsize, width = N // K, q.dtype.itemsize, _round_up(H, LANES)
+    most = blocks or default_blocks(sizes, G, H)
+    tokens, slots = max(T, 1), max(prefix_k.shape[-3], 1)  # no empty arrays
+    bq = _block(tokens, most.queries)
+    T = _round_up(tokens, bq)
+    fitted = Blocks(bq, _block(T, most.row_keys), _block(slots, most.prefix_keys))
+    # Bytes of VMEM. Blocks that the pipeline moves are there twice: keys and values, of queries
+    # and what belongs to them, and gradients as they are handed out; sums in float32 are there
+    # once. A step's own arrays [keys, group * queries] are in float32, two or three at a time.
+    folded = G * bq
+    scores = 3 * 4 * folded * max(fitted.row_keys, fitted.prefix_keys)
+    if backward:
+        of_query = width * (2 * (2 * itemsize + 4) + 4)  # q, d_out, dq, and dq's sum
+        of_slot = 2 * width * (2 * itemsize + 2 * 4)
+        of_key = 2 * width * (2 * itemsize + 2 * itemsize + 4)
+    else:
+        of_query = width * (2 * 2 * itemsize + 4)  # q, out, and its sum
+        of_slot = of_key = 2 * width * 2 * itemsize
+    left = sizes.vmem - scores - folded * of_query
+    chunks, P, S = _chunks(left, fitted, slots, T, of_slot, of_key)
+    return Plan(
+        B=B, T=T, K=K, G=G, H=H, P=P, S=S, chunks=chunks, blocks=fitted, vmem=sizes.vmem,
+        scale=scale, shared=prefix_k.ndim == 3, interpret=interpret,
+    )  # fmt: skip
+
+
 def pad(x: jax.Array, axis: int, size: int) -> jax.Array:
     if x.shape[axis] == size:
         return x
@@ -105,16 +156,12 @@ def pad(x: jax.Array, axis: int, size: int) -> jax.Array:
     return jnp.pad(x, widths)
 
 
-def _round_up(n: int, step: int) -> int:
-    return -(-n // step) * step
-
-
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Arrays as the kernels take them: heads before tokens, padded to whole lanes."""
+    """Arrays as the kernels take them: heads before tokens, padded to whole blocks."""
 
     q: jax.Array  # [B, K, G, T, H]
-    k: jax.Array  # [B, K, T, H]
+    k: jax.Array  # [B, K, S, H]
     v: jax.Array
     prefix_k: jax.Array  # [1 or B, K, P, H]
     prefix_v: jax.Array
@@ -122,40 +169,29 @@ class Inputs:
     scalars: tuple[jax.Array, jax.Array]  # first key that a query block sees [B, T / bq], P's [B]
 
 
-def prepare(
-    q, k, v, prefix_k, prefix_v, segment_start, prefix_length, scale, blocks=None, interpret=False
-) -> tuple[Plan, Inputs]:
-    """What the calls are made of (`calls.py`); arguments as of `pallas_forward`."""
-    sizes = sizes_of_chip()
-    B, T, N, H = q.shape
-    K = k.shape[2]
-    G = N // K
-    padded = _round_up(T, LANES)
-    slots = max(LANES, _round_up(prefix_k.shape[-3], LANES))  # no empty arrays
-    blocks = blocks or default_blocks(sizes, padded, slots, G, H)
-    shared = prefix_k.ndim == 3
-    plan = Plan(B, padded, K, G, H, q.dtype.itemsize, sizes, blocks, scale, shared, interpret)
+def prepare(plan: Plan, q, k, v, prefix_k, prefix_v, segment_start, prefix_length) -> Inputs:
+    """Turns and pads the arguments of `pallas_forward`."""
+    B, T, K, G, H = plan.B, plan.T, plan.K, plan.G, plan.H
+    tokens = q.shape[1]
     # A padding query sees itself alone: its row of weights is finite and its gradient zero.
-    own = jnp.broadcast_to(jnp.arange(padded, dtype=jnp.int32), (B, padded))
-    start = jnp.where(own < T, pad(segment_start, 1, padded), own)
-    first = start.reshape(B, plan.query_blocks, blocks.queries).min(-1)
+    own = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
+    start = jnp.where(own < tokens, pad(segment_start, 1, T), own)
+    first = start.reshape(B, plan.query_blocks, plan.blocks.queries).min(-1)
     length = jnp.broadcast_to(jnp.asarray(prefix_length, jnp.int32), (B,))
 
-    def heads_first(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x, -2, -3)
+    def heads_first(x: jax.Array, size: int) -> jax.Array:
+        return pad(jnp.moveaxis(x, -2, -3), x.ndim - 2, size)
 
-    def slots_first(x: jax.Array) -> jax.Array:
-        x = pad(heads_first(x), -2 % x.ndim, slots)
-        return x[None] if shared else x
+    def with_rows(x: jax.Array) -> jax.Array:
+        x = heads_first(x, plan.P)
+        return x[None] if plan.shared else x
 
-    folded = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
-    arrays = Inputs(
-        pad(folded, 3, padded),
-        pad(heads_first(k), 2, padded),
-        pad(heads_first(v), 2, padded),
-        slots_first(prefix_k),
-        slots_first(prefix_v),
-        start[:, None],
-        (first, length),
+    return Inputs(
+        q=pad(q.reshape(B, tokens, K, G, H).transpose(0, 2, 3, 1, 4), 3, T),
+        k=heads_first(k, plan.S),
+        v=heads_first(v, plan.S),
+        prefix_k=with_rows(prefix_k),
+        prefix_v=with_rows(prefix_v),
+        segment_start=start[:, None],
+        scalars=(first, length),
     )
-    return plan, arrays

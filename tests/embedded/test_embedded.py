@@ -1,5 +1,6 @@
 """The procedural documents tell the truth about themselves, and the shipped model reads them."""
 
+import collections
 import random
 import re
 
@@ -10,6 +11,7 @@ import pytest
 from cartridges_jax.embedded import documents, training_data
 from cartridges_jax.embedded.induction_init import induction_initialize
 from cartridges_jax.embedded.tokenizer_training import CHAT_TEMPLATE, train_tokenizer
+from cartridges_jax.embedded.world import asking, seeding
 from cartridges_jax.evaluation.arms import answer, control_arms
 from cartridges_jax.evaluation.scoring import is_right
 from cartridges_jax.evaluation.suites import embedded_questions, held_out_document
@@ -94,6 +96,20 @@ def test_training_rows_depend_on_seed_and_index_alone(next_template, phase):
     assert (a["token_ids"] != other["token_ids"]).any()
     for name, values in a.items():
         np.testing.assert_array_equal(values, b[name])
+
+
+def test_every_kind_of_question_is_drawn_or_not_from_any_text():
+    """Small windows, and genres of two kinds of facts, give no ground for many kinds."""
+    rng = random.Random(0)
+    drawn = collections.Counter()
+    for _ in range(800):
+        document = training_data._document_of_size(rng, rng.choice((60, 120, 300)))
+        drawn.update(k for k in asking.KINDS if asking.draw_turn(rng, document, k))
+        drawn["seed"] += seeding.draw_seed_turn(rng, document) is not None
+        told = asking.recital(rng, document)
+        assert len(told) == len(document.facts)
+        assert all(known in said for said, known in told)
+    assert all(0 < drawn[kind] < 800 for kind in (*asking.KINDS, "seed")), drawn
 
 
 def test_targets_of_a_row_are_its_own_next_tokens(next_template):

@@ -213,6 +213,8 @@ class _Asker:
         """A fact that no place of the whole document states, or a thing that is not in it."""
         rng, genre = self.rng, self.genre
         nouns = [a.noun for a in genre.attributes if a.kind != "group"]
+        if not nouns:
+            return None
         missing = [
             (t, n) for t in self.document.things for n in nouns if (t, n) in self.document.unstated
         ]

@@ -56,8 +56,10 @@ def test_synthesize_train_evaluate_chat(folder, capsys):
     said: list[str] = []
     cartridge = Cartridge.load(run / "run.cartridge")
     chat(loaded, cartridge, 12, 0.0, ["When was it built?"], said.append)
-    [want] = loaded.generate(["When was it built?"], cartridge, max_new_tokens=12)
-    assert "".join(said).endswith(want.text + "\n")
+    # Streamed likewise: at random weights the likeliest tokens are so close to each other that
+    # another shape of the same computation can choose another one.
+    want = "".join(loaded.stream("When was it built?", cartridge, max_new_tokens=12))
+    assert want and "".join(said).endswith(want + "\n")
     capsys.readouterr()
     assert cli.main(["info", str(folder)]) == 0
     assert loaded.config.family in capsys.readouterr().out

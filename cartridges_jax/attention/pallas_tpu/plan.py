@@ -119,7 +119,17 @@ def make_plan(
     q: jax.Array, k: jax.Array, prefix_k: jax.Array, scale: float,
     blocks: Blocks | None, interpret: bool, backward: bool,
 ) -> Plan:  # fmt: skip
-    """Chooses blocks and chunks for one device's arrays."""
+    """Chooses blocks and chunks for one device's arrays.
+
+    Args:
+      q: queries [B, T, N, H].
+      k: the row's keys [B, T, K, H].
+      prefix_k: [P, K, H], or [B, P, K, H] of each row.
+      scale: factor on the scores.
+      blocks: the largest to take; None for those of the chip.
+      interpret: whether the kernels run on a CPU.
+      backward: for which of the two passes.
+    """
     sizes = sizes_of_chip()
     (B, T, N, H), K = q.shape, k.shape[2]
     G, itemsize, width = N // K, q.dtype.itemsize, _round_up(H, LANES)

@@ -55,11 +55,18 @@ def test_synthesize_train_evaluate_chat(folder, capsys):
     loaded = load_model(folder, template_options={"enable_thinking": False} if options else None)
     said: list[str] = []
     cartridge = Cartridge.load(run / "run.cartridge")
-    chat(loaded, cartridge, 12, 0.0, ["When was it built?"], said.append)
+    # Drawn with a seed each: a random model's likeliest first token may well end the answer.
+    questions = ["When was it built?", "/new", "How many piers are there?", "/new", "Who came?"]
+    chat(loaded, cartridge, 12, 1.0, questions, said.append)
     # Streamed likewise: at random weights the likeliest tokens are so close to each other that
     # another shape of the same computation can choose another one.
-    want = "".join(loaded.stream("When was it built?", cartridge, max_new_tokens=12))
-    assert want and "".join(said).endswith(want + "\n")
+    answers = [
+        "".join(loaded.stream(q, cartridge, max_new_tokens=12, temperature=1.0, seed=turn))
+        for turn, q in enumerate(questions)
+        if q != "/new"
+    ]
+    assert any(answers)
+    assert "".join(said).endswith("\n(new conversation)\n".join(answers) + "\n")
     capsys.readouterr()
     assert cli.main(["info", str(folder)]) == 0
     assert loaded.config.family in capsys.readouterr().out

@@ -23,20 +23,20 @@ answer any anybody around arrive as ask at away back be because become before be
 best better between big bring but buy by calls came can care carry case cause change choose city
 clearly come common consider copy correct could counts course cover day deal decide deep do does
 done down draw during each earns either else end enough even ever every exactly exact face fact far
-feel fell few find firm first follow for forget form found free from front full gave get gift
-give gives given go goes grow had half hand has have head hear heard help here high hold home hope
-house idea if in indeed inside instead into is it its just keep kind know land last late later
-learn least less lets life like line list little live living long look looks make many mark mean
-meet mention might mind money more most move much must name near need never next night nobody note
-nothing of off often on once one only onto or other out over overview own part pay people perhaps
-piece place please point possible put quite rather read reads real really reason remember remind
-repeat right run said same saw say says scales see seem seems seen send serve set several shall she
-show shown shows side simply since sir small so some somebody something soon sort speak stand stands
-state stays still stop such sum take talk task tell than that the their them then there these they
-thing think this those though through time to today together told took toward trade true trusts try
-turn two under until up upon us use used usual very visit wait want was watch way we week well went
-were what when where which while who whole whom whose why will wish with within without words work
-world would write wrote yes yet you your
+feel fell few find firm first follow for forget form found free from front full gave get gift give
+gives given go goes grow had half hand has have head hear heard help here high hold home hope house
+idea if in indeed inside instead into is it its just keep kind know land last late later learn least
+less lets life like line list little live living long look looks make many mark mean meet mention
+might mind money more most move much must name near need next night note of off often on once one
+only onto or other out over overview own part pay people perhaps piece place please point possible
+put quite rather read reads real really reason remember remind repeat right run said same saw say
+says scales see seem seems seen send serve set several shall she show shown shows side simply since
+sir small so some somebody something soon sort speak stand stands state stays still stop such sum
+take talk task tell than that the their them then there these they thing think this those though
+through time to today together told took toward trade true trusts try turn two under until up upon
+us use used usual very visit wait want was watch way we week well went were what when where which
+while who whole whom whose why will wish with within words work world would write wrote yes yet you
+your
 """.split()
 
 # What tells one kind of question from another is kept.

@@ -253,7 +253,9 @@ class _Writer:
         return strewn(self.rng, wording, around) if self.split == "noisy" else wording
 
     def _wording(self, attribute: Attribute) -> str:
-        if self.split == "noisy" and self.rng.random() < JUMBLED_SHARE:
+        # Of two things in any order nobody could say which one the fact is about.
+        two_things = attribute.kind == "entity"
+        if self.split == "noisy" and not two_things and self.rng.random() < JUMBLED_SHARE:
             return jumbled(self.rng)
         special = attribute.statements and self.rng.random() < SPECIAL_SHARE
         seen = attribute.statements if special else wordings.STATEMENTS

@@ -239,7 +239,7 @@ def held_out_rows(count: int, row_length: int, template: ChatTemplate) -> list[R
     def document(rng: random.Random, num_tokens: int) -> GeneratedDocument:
         genre = rng.choice(genres.TRAINING)
         size = int(num_tokens * CHARACTERS_PER_TOKEN)
-        return write_document(rng, genre, size, "test", most_fillers(genre, size, 4))
+        return write_document(rng, genre, size, "validation", most_fillers(genre, size, 4))
 
     def turn(rng: random.Random, shown: GeneratedDocument) -> Turn | None:
         return asking.draw_turn(rng, shown, rng.choice(asking.KINDS))  # all kinds alike

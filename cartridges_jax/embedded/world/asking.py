@@ -7,6 +7,7 @@ from cartridges_jax.embedded.world import wordings
 from cartridges_jax.embedded.world.answering import LESS, MORE, Answers
 from cartridges_jax.embedded.world.noise import strewn
 from cartridges_jax.embedded.world.schema import GeneratedDocument, Quotation, Statement
+from cartridges_jax.embedded.world.wordings import Wordings
 
 FORMS = ("JSON", "YAML", "a list")
 MOST_COUNTED = 12
@@ -107,15 +108,15 @@ class _Asker:
 
     # ---- helpers
 
-    def _wording(self, seen: tuple[str, ...], unseen: tuple[str, ...]) -> str:
-        if self.document.split == "test":
-            return self.rng.choice(unseen)
-        wording = self.rng.choice(seen)
+    def _wording(self, asked: Wordings) -> str:
+        wording = self.rng.choice(asked.of(self.document.split))
         return strewn(self.rng, wording) if self.document.split == "noisy" else wording
 
-    def _often(self, special: tuple[str, ...], general: tuple[str, ...]) -> tuple[str, ...]:
-        """The wordings of one attribute half of the time, the general ones otherwise."""
-        return special if special and self.rng.random() < 0.5 else general
+    def _of_attribute(
+        self, general: Wordings, own: tuple[str, ...], unseen: tuple[str, ...] = ()
+    ) -> Wordings:
+        """In training an attribute's own wordings half of the time, the general ones otherwise."""
+        return general.of_attribute(own if own and self.rng.random() < 0.5 else (), unseen)
 
     def _pick(self, fitting: list[Statement]) -> Statement | None:
         if self.about is not None:
@@ -135,10 +136,8 @@ class _Asker:
 
     def direct(self, fact: Statement) -> Turn:
         attribute = self.genre.attribute(fact.noun)
-        wording = self._wording(
-            self._often(attribute.questions, wordings.QUESTIONS),
-            attribute.unseen_questions + wordings.UNSEEN_QUESTIONS,
-        )
+        asked = (wordings.QUESTIONS, attribute.questions, attribute.unseen_questions)
+        wording = self._wording(self._of_attribute(*asked))
         kind = direct_kind(self.document, fact)
         return self._turn(kind, self._ask(wording, fact), self.answers.direct(fact), fact)
 
@@ -166,7 +165,7 @@ class _Asker:
 
     def _backwards(self, fact: Statement) -> Turn:
         special = self.genre.attribute(fact.noun).reverse_questions
-        wording = self._wording(self._often(special, wordings.REVERSE), wordings.UNSEEN_REVERSE)
+        wording = self._wording(self._of_attribute(wordings.REVERSE, special))
         question = self._ask(wording, fact, V=fact.value)
         return self._turn("reverse", question, self.answers.backwards(fact), fact)
 
@@ -183,14 +182,14 @@ class _Asker:
         fact = self._pick(self.facts)
         if fact is None:
             return None
-        question = self._ask(self._wording(wordings.USE_CASES, wordings.UNSEEN_USE_CASES), fact)
+        question = self._ask(self._wording(wordings.USE_CASES), fact)
         return self._turn("use case", question, self.answers.direct(fact), fact)
 
     def creative(self) -> Turn | None:
         fact = self._pick(self.facts)
         if fact is None:
             return None
-        question = self._ask(self._wording(wordings.CREATIVE, wordings.UNSEEN_CREATIVE), fact)
+        question = self._ask(self._wording(wordings.CREATIVE), fact)
         return self._turn("creative", question, self.answers.creative(fact), fact)
 
     def yes_no(self) -> Turn | None:
@@ -204,9 +203,7 @@ class _Asker:
             others = said - {fact.value}
             fresh = self.genre.attribute(fact.noun).draw(self.rng)
             claimed = self.rng.choice(sorted(others)) if others else fresh
-        question = self._ask(
-            self._wording(wordings.YES_NO, wordings.UNSEEN_YES_NO), fact, V=claimed
-        )
+        question = self._ask(self._wording(wordings.YES_NO), fact, V=claimed)
         return self._turn("yes/no", question, self.answers.yes_no(fact, claimed), fact)
 
     def absent(self) -> Turn | None:
@@ -225,10 +222,8 @@ class _Asker:
             missing = [(stranger, rng.choice(nouns))]
         thing, noun = rng.choice(missing)
         attribute = genre.attribute(noun)
-        wording = self._wording(
-            self._often(attribute.questions, wordings.QUESTIONS),
-            attribute.unseen_questions + wordings.UNSEEN_QUESTIONS,
-        )
+        asked = (wordings.QUESTIONS, attribute.questions, attribute.unseen_questions)
+        wording = self._wording(self._of_attribute(*asked))
         question = wording.format(E=genre.named(thing), noun=noun)
         return self._turn("absent", question, self.answers.absent(thing, noun))
 
@@ -247,13 +242,7 @@ class _Asker:
         if not others:
             return None
         second = rng.choice(others)
-        wording = self._wording(
-            *(
-                (wordings.CHAIN, wordings.UNSEEN_CHAIN)
-                if forward
-                else (wordings.WHOSE, wordings.UNSEEN_WHOSE)
-            )
-        )
+        wording = self._wording(wordings.CHAIN if forward else wordings.WHOSE)
         question = self._ask(wording, first, V=first.value, second=second.noun)
         answer = self.answers.two_hop(first, second, forward)
         return self._turn("two-hop", question, answer, first, second)
@@ -266,7 +255,7 @@ class _Asker:
             return None
         a, b = self.rng.sample([first, self.rng.choice(others)], 2)
         word = self.rng.choice((LESS[of], MORE[of]))
-        wording = self._wording(wordings.COMPARE, wordings.UNSEEN_COMPARE)
+        wording = self._wording(wordings.COMPARE)
         names = {"A": self.genre.named(a.thing), "B": self.genre.named(b.thing)}
         question = wording.format(more=word, noun=a.noun, **names)
         return self._turn(kind, question, self.answers.compared(a, b, word), a, b)
@@ -280,7 +269,7 @@ class _Asker:
             return self._compared("order", "year")
         thing = self.rng.choice(things[:-1])
         answer = self.answers.after(thing)
-        wording = self._wording(wordings.NEXT, wordings.UNSEEN_NEXT)
+        wording = self._wording(wordings.NEXT)
         question = wording.format(E=self.genre.named(thing), thing=self.genre.thing)
         return self._turn("order", question, answer) if answer else None
 
@@ -288,7 +277,7 @@ class _Asker:
         fact = self._pick(self.facts)
         if fact is None:
             return None
-        question = self._ask(self._wording(wordings.SUMMARY, wordings.UNSEEN_SUMMARY), fact)
+        question = self._ask(self._wording(wordings.SUMMARY), fact)
         used = [self.document.facts[fact.thing, n] for n in self.document.values(fact.thing)]
         answer = self.answers.summary(fact.thing)
         return self._turn("summary", question, answer, *used) if answer else None
@@ -302,7 +291,7 @@ class _Asker:
         chosen = [fact, *rng.sample(others, min(len(others), rng.choice((0, 1, 1, 2))))]
         rng.shuffle(chosen)
         nouns, form = [f.noun for f in chosen], rng.choice(FORMS)
-        wording = self._wording(wordings.STRUCTURE, wordings.UNSEEN_STRUCTURE)
+        wording = self._wording(wordings.STRUCTURE)
         question = self._ask(wording, fact, nouns=" and ".join(nouns), form=form)
         answer = self.answers.structure(fact.thing, nouns, form)
         return self._turn("structure", question, answer, *chosen)
@@ -313,7 +302,7 @@ class _Asker:
         if not self.document.listings:
             return None
         listing = self.rng.choice(self.document.listings)
-        question = self._wording(wordings.LIST, wordings.UNSEEN_LIST).format(what=listing.what)
+        question = self._wording(wordings.LIST).format(what=listing.what)
         return self._turn("listing", question, self.answers.listing(listing))
 
     def count(self) -> Turn | None:
@@ -322,7 +311,7 @@ class _Asker:
         if not fitting:
             return None
         listing = self.rng.choice(fitting)
-        question = self._wording(wordings.COUNT, wordings.UNSEEN_COUNT).format(what=listing.what)
+        question = self._wording(wordings.COUNT).format(what=listing.what)
         return self._turn("count", question, self.answers.count(listing))
 
     def quote(self) -> Turn | None:
@@ -336,14 +325,12 @@ class _Asker:
 
     def quote_of(self, note: Quotation) -> Turn | None:
         if note.about:
-            question = self._wording(wordings.QUOTE, wordings.UNSEEN_QUOTE).format(
-                E=self.genre.named(note.about)
-            )
+            question = self._wording(wordings.QUOTE).format(E=self.genre.named(note.about))
         else:
             begin = beginning(note)
             if self.document.text.count(begin) != 1:
                 return None
-            wording = self._wording(wordings.QUOTE_SENTENCE, wordings.UNSEEN_QUOTE_SENTENCE)
+            wording = self._wording(wordings.QUOTE_SENTENCE)
             question = wording.format(begin=begin)
         return self._turn("quote", question, self.answers.quote(note))
 

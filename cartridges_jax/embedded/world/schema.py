@@ -2,7 +2,8 @@
 
 A genre says which things a text is about, which facts there are about them and in which words; the
 writer (`writing.py`) turns that into a text and notes where every fact stands; the asker
-(`asking.py`) draws questions from those notes. Wordings under `unseen` are for testing alone.
+(`asking.py`) draws questions from those notes. Wordings under `unseen` are for validation and
+tests alone.
 """
 
 import dataclasses
@@ -13,8 +14,9 @@ from typing import Literal
 # open: any text. number and year: comparable, the number comes first. group: shared by several.
 # code: a rare string. entity: another thing of the same document.
 Kind = Literal["open", "number", "year", "group", "code", "entity"]
-# Which wordings: those of training, the same with words strewn in (`noise.py`), or others.
-Split = Literal["train", "noisy", "test"]
+# Which wordings: those of training, the same with words strewn in (`noise.py`), those by which
+# training is watched, or those of the scores.
+Split = Literal["train", "noisy", "validation", "test"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,26 +66,25 @@ class _Reader:
         yield from self._of_lists()
 
     def _plain(self) -> Iterator[Turn]:
-        of_noun = (wordings.QUESTIONS, wordings.UNSEEN_QUESTIONS)
-        named = [(m["E"], m["noun"]) for m in self._fits(*of_noun)]
+        named = [(m["E"], m["noun"]) for m in self._fits(*wordings.QUESTIONS)]
         for a in self.genre.attributes:
             named += [(m["E"], a.noun) for m in self._fits(a.questions, a.unseen_questions)]
         for name, noun in named:
             if fact := self._fact(name, noun):
                 kind = asking.direct_kind(self.document, fact)
                 yield self._turn(kind, self.answers.direct(fact), fact)
-        for m in self._fits(wordings.USE_CASES, wordings.UNSEEN_USE_CASES):
+        for m in self._fits(*wordings.USE_CASES):
             if fact := self._fact(m["E"], m["noun"]):
                 yield self._turn("use case", self.answers.direct(fact), fact)
-        for m in self._fits(wordings.CREATIVE, wordings.UNSEEN_CREATIVE):
+        for m in self._fits(*wordings.CREATIVE):
             if fact := self._fact(m["E"], m["noun"]):
                 yield self._turn("creative", self.answers.creative(fact), fact)
-        for m in self._fits(wordings.YES_NO, wordings.UNSEEN_YES_NO):
+        for m in self._fits(*wordings.YES_NO):
             if fact := self._fact(m["E"], m["noun"]):
                 yield self._turn("yes/no", self.answers.yes_no(fact, m["V"]), fact)
 
     def _backwards(self) -> Iterator[Turn]:
-        named = [(m["noun"], m["V"]) for m in self._fits(wordings.REVERSE, wordings.UNSEEN_REVERSE)]
+        named = [(m["noun"], m["V"]) for m in self._fits(*wordings.REVERSE)]
         for a in self.genre.attributes:
             named += [(a.noun, m["V"]) for m in self._fits(a.reverse_questions)]
         for noun, value in named:
@@ -93,17 +92,17 @@ class _Reader:
                 yield self._turn("reverse", self.answers.backwards(fact), fact)
 
     def _of_two_facts(self) -> Iterator[Turn]:
-        for m in self._fits(wordings.CHAIN, wordings.UNSEEN_CHAIN):
+        for m in self._fits(*wordings.CHAIN):
             first = self._fact(m["E"], m["noun"])
             if first and (second := self._fact(first.value, m["second"])):
                 answer = self.answers.two_hop(first, second, forward=True)
                 yield self._turn("two-hop", answer, first, second)
-        for m in self._fits(wordings.WHOSE, wordings.UNSEEN_WHOSE):
+        for m in self._fits(*wordings.WHOSE):
             first = self._by_value(m["noun"], m["V"])
             if first and (second := self.document.facts.get((first.thing, m["second"]))):
                 answer = self.answers.two_hop(first, second, forward=False)
                 yield self._turn("two-hop", answer, first, second)
-        for m in self._fits(wordings.COMPARE, wordings.UNSEEN_COMPARE):
+        for m in self._fits(*wordings.COMPARE):
             a, b = self._fact(m["A"], m["noun"]), self._fact(m["B"], m["noun"])
             if a and b and a.value != b.value:
                 of = self.answers.kind(a)
@@ -111,38 +110,38 @@ class _Reader:
                     kind = "compare" if of == "number" else "order"
                     yield self._turn(kind, self.answers.compared(a, b, m["more"]), a, b)
         if self.genre.in_time:
-            for m in self._fits(wordings.NEXT, wordings.UNSEEN_NEXT):
+            for m in self._fits(*wordings.NEXT):
                 thing = self.things.get(m["E"])
                 if thing and (answer := self.answers.after(thing)):
                     yield self._turn("order", answer)
 
     def _of_a_thing(self) -> Iterator[Turn]:
         facts = self.document.facts
-        for m in self._fits(wordings.SUMMARY, wordings.UNSEEN_SUMMARY):
+        for m in self._fits(*wordings.SUMMARY):
             if thing := self.things.get(m["E"]):
                 used = [f for f in facts.values() if f.thing == thing]
                 if answer := self.answers.summary(thing):
                     yield self._turn("summary", answer, *used)
-        for m in self._fits(wordings.STRUCTURE, wordings.UNSEEN_STRUCTURE):
+        for m in self._fits(*wordings.STRUCTURE):
             thing, nouns = self.things.get(m["E"], ""), m["nouns"].split(" and ")
             if m["form"] in asking.FORMS and all((thing, n) in facts for n in nouns):
                 answer = self.answers.structure(thing, nouns, m["form"])
                 yield self._turn("structure", answer, *(facts[thing, n] for n in nouns))
 
     def _of_lists(self) -> Iterator[Turn]:
-        for m in self._fits(wordings.LIST, wordings.UNSEEN_LIST):
+        for m in self._fits(*wordings.LIST):
             for listing in self.document.listings:
                 if listing.what == m["what"]:
                     yield self._turn("listing", self.answers.listing(listing))
-        for m in self._fits(wordings.COUNT, wordings.UNSEEN_COUNT):
+        for m in self._fits(*wordings.COUNT):
             for listing in self.document.listings:
                 if listing.what == m["what"] and not listing.numbered:
                     yield self._turn("count", self.answers.count(listing))
-        for m in self._fits(wordings.QUOTE, wordings.UNSEEN_QUOTE):
+        for m in self._fits(*wordings.QUOTE):
             for note in self.document.quotations:
                 if note.about and self.genre.named(note.about) == m["E"]:
                     yield self._turn("quote", self.answers.quote(note))
-        for m in self._fits(wordings.QUOTE_SENTENCE, wordings.UNSEEN_QUOTE_SENTENCE):
+        for m in self._fits(*wordings.QUOTE_SENTENCE):
             if self.document.text.count(m["begin"]) != 1:
                 continue
             for note in self.document.quotations:

@@ -21,11 +21,13 @@ from cartridges_jax.embedded.world.schema import (
     Split,
     Statement,
 )
+from cartridges_jax.embedded.world.wordings import Wordings
 
 BY_NAME = {
     "train": "The {noun} of {s} is {V}.",
     "noisy": "The {noun} of {s} is {V}.",
-    "test": "For {s} the {noun} is {V}.",
+    "validation": "For {s} the {noun} is {V}.",
+    "test": wordings.STATEMENTS.test[0],
 }
 JUMBLED_SHARE = 0.1  # of the statements in noisy texts
 SPECIAL_SHARE = 0.3  # of the statements are in wordings of their attribute, where it has any
@@ -246,10 +248,8 @@ class _Writer:
                 span = self._span(begin, start)
                 self.statements.append(Statement(thing, noun, values[noun], span, "table"))
 
-    def _one_of(self, seen: tuple[str, ...], unseen: tuple[str, ...], around: bool = True) -> str:
-        if self.split == "test":
-            return self.rng.choice(unseen)
-        wording = self.rng.choice(seen)
+    def _one_of(self, said: Wordings, around: bool = True) -> str:
+        wording = self.rng.choice(said.of(self.split))
         return strewn(self.rng, wording, around) if self.split == "noisy" else wording
 
     def _wording(self, attribute: Attribute) -> str:
@@ -258,8 +258,8 @@ class _Writer:
         if self.split == "noisy" and not two_things and self.rng.random() < JUMBLED_SHARE:
             return jumbled(self.rng)
         special = attribute.statements and self.rng.random() < SPECIAL_SHARE
-        seen = attribute.statements if special else wordings.STATEMENTS
-        return self._one_of(seen, attribute.unseen + wordings.UNSEEN_STATEMENTS)
+        own = attribute.statements if special else ()
+        return self._one_of(wordings.STATEMENTS.of_attribute(own, attribute.unseen))
 
     def _fill(self, wording: str, thing: str, pronoun: str, **values: str) -> str:
         """A sentence; `pronoun` is the thing's ("" for its name)."""
@@ -268,9 +268,7 @@ class _Writer:
         opening = ""
         fits = wording.startswith(("{S}", "{P}")) and ": {V}" not in wording
         if fits and rng.random() < OPENING_SHARE:
-            opening = rng.choice(
-                wordings.UNSEEN_OPENINGS if self.split == "test" else wordings.OPENINGS
-            )
+            opening = rng.choice(wordings.OPENINGS.of(self.split))
         at_start = not opening and wording.startswith(("{S}", "{P}"))
         name = genre.starting(thing) if at_start else genre.named(thing)
         subject = pronoun or name
@@ -383,7 +381,8 @@ class _Writer:
             start = len(self.text)
             special = attribute.kind == "entity" or rng.random() < SPECIAL_SHARE
             seen = attribute.statements if special else wordings.CODE_STATEMENTS
-            said = self._one_of(seen, attribute.unseen, around=False)
+            own = Wordings(seen, validation=attribute.unseen, test=attribute.unseen)
+            said = self._one_of(own, around=False)
             value = self.values[thing][attribute.noun]
             self.text += said.format(V=value, noun=attribute.noun)
             self.statements.append(
@@ -423,7 +422,7 @@ class _Writer:
             self.values[old.thing][old.noun] = value
             self.text += rng.choice(("\n\n", "\n"))
             start = len(self.text)
-            wording = self._one_of(wordings.CORRECTIONS, wordings.UNSEEN_CORRECTIONS)
+            wording = self._one_of(wordings.CORRECTIONS)
             self.text += wording.format(s=self.genre.named(old.thing), noun=old.noun, V=value)
             self.statements.append(
                 Statement(old.thing, old.noun, value, self._span(start), "update")

@@ -1,7 +1,7 @@
 """The genres: what they are about, which facts they state, in which words.
 
 Those of `TRAINING`, and genres made up for one document. `MUSEUM` is held out whole: no training
-text is a catalogue, nor has donors, origins or halls.
+text is a catalogue, nor has donors or origins ("hall" may name a made-up fact).
 """
 
 import random

@@ -1,5 +1,5 @@
 # For a machine that has Python 3.11 or newer and make: `make demo`, `make test`, and `make test-full`
-# with the whole grids (an hour and a half on two cores).
+# with the whole grids (an hour on two cores).
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt

@@ -25,6 +25,7 @@ from cartridges_jax.evaluation.arms import CARTRIDGE, FULL_CONTEXT, TRUNCATED
 from cartridges_jax.evaluation.evaluate import EvaluateConfig, evaluate
 from cartridges_jax.evaluation.scoring import is_right
 from cartridges_jax.evaluation.suites import (
+    ANSWER_TOKENS,
     Question,
     embedded_questions,
     held_out_document,
@@ -37,6 +38,7 @@ from cartridges_jax.self_study.synthesize import SynthesisConfig, synthesize
 
 DOCUMENT_TOKENS = 500
 VALIDATION_QUESTIONS, TEST_QUESTIONS = 48, 120
+MIN_CONFIDENCE = 0.5  # of a conversation of self-study in the embedded model's own world
 NO_ANSWERS = (
     "Nobody knows the right answers for this text. The figures say how closely the cartridge "
     "follows what the same model does with the text in its context, not that its answers are right."
@@ -80,6 +82,8 @@ def run_demo(
     _explain(model, documents, sizes)
 
     study = SynthesisConfig(num_conversations=config.num_conversations, seed=config.seed)
+    if test:  # the embedded model's own world, in which it has learned to ask about a sentence
+        study = dataclasses.replace(study, seed_prompts="focused", min_confidence=MIN_CONFIDENCE)
     synthesize(model, documents, folder / "data", study)  # refuses a folder of another corpus
     if test:
         text = f"# {documents[0].title}\n\n{documents[0].text}\n"
@@ -95,7 +99,7 @@ def run_demo(
 
     def validate(cartridge: Cartridge) -> float:
         given = arms.answer(
-            model, arms.cartridge_arm(cartridge), [q.question for q in validation], 96
+            model, arms.cartridge_arm(cartridge), [q.question for q in validation], ANSWER_TOKENS
         )
         right = [is_right(g, q.answers, q.parser) for g, q in zip(given, validation, strict=True)]
         return sum(right) / len(right)
@@ -117,7 +121,7 @@ def run_demo(
             run,
             test,
             held_out,
-            EvaluateConfig(throughput_batch=speed),
+            EvaluateConfig(answer_max_tokens=ANSWER_TOKENS, throughput_batch=speed),
             trained_on=folder / "data",
         )
         curves[f"{size} slots"] = read_metrics(run / "metrics.jsonl")
@@ -142,7 +146,9 @@ def _material(config: DemoConfig) -> tuple[list[Document], list[Question], list[
     name = f"demo {config.seed}"
     document, made = held_out_document(name, DOCUMENT_TOKENS)
     test = embedded_questions(made, name, TEST_QUESTIONS)
-    validation = embedded_questions(made, f"{name} validation", VALIDATION_QUESTIONS, avoid=test)
+    validation = embedded_questions(
+        made, f"{name} validation", VALIDATION_QUESTIONS, test, wordings="validation"
+    )
     return [document], validation, test
 
 

@@ -2,15 +2,16 @@
 
     python -m experiments.pretrain_embedded --out=runs/embedded
 
-110 M tokens, some three hours on two CPU cores. Stop it at any moment and start it again:
-it goes on from its last checkpoint and ends with the same weights. metrics.jsonl has the loss, and
-exact match by question type on held-out documents; curves.png shows both. `--export` only writes
-the last checkpoint as a Hugging Face folder, with the curves so far.
+38 M tokens, some two and a half hours on two CPU cores. Stop it at any moment and start it again:
+it goes on from its last checkpoint and ends with the same weights. metrics.jsonl has the losses of
+words and pointers (`embedded/pointers.py`), and exact match by question type on held-out documents;
+curves.png shows all but the pointers. `--export` only writes the last checkpoint as a Hugging Face
+folder, with the curves so far; `--start` goes on from a model instead of fresh weights.
 """
 
 import collections
 import functools
-import json
+import hashlib
 import os
 import time
 
@@ -36,31 +37,46 @@ from matplotlib import pyplot as plt
 from optax import contrib
 
 from cartridges_jax import files
+from cartridges_jax.attention import SAVED_NAMES, attention
 from cartridges_jax.distillation.checkpoint import TrainingCheckpoints
-from cartridges_jax.embedded import tokenizer_training, training_data
+from cartridges_jax.embedded import pointers, tokenizer_training, training_data
 from cartridges_jax.embedded.induction_init import induction_initialize
+from cartridges_jax.embedded.training_data import Phase
 from cartridges_jax.embedded.world import asking
-from cartridges_jax.metrics import MetricsLog, progress
+from cartridges_jax.loading import load_model
+from cartridges_jax.metrics import MetricsLog, progress, read_metrics
 from cartridges_jax.models import hf
 from cartridges_jax.models.chat_template import ChatTemplate
 from cartridges_jax.models.config import ModelConfig
+from cartridges_jax.models.fingerprint import weights_fingerprint
+from cartridges_jax.models.hub import locate_model
 from cartridges_jax.models.rope import Rope
-from cartridges_jax.models.tokenizer import SentencePieceTokenizer, Tokenizer
-from cartridges_jax.models.transformer import Transformer
-from cartridges_jax.sharding import ACT_BTD, TOKENS_BT, make_mesh, place
+from cartridges_jax.models.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer
+from cartridges_jax.models.transformer import Transformer, rms_norm, set_product_dtype
+from cartridges_jax.sharding import ACT_BTD, DATA, TOKENS_BT, make_mesh, place
 
 matplotlib.use("agg")
 
 _OUT = flags.DEFINE_string("out", "runs/embedded", "Folder of checkpoints, logs and the model.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and data.")
+_START = flags.DEFINE_string(
+    "start", "", "Model to go on from, such as embedded; empty: weights with induction heads."
+)
+_PEAK_RATE = flags.DEFINE_float("peak_rate", 3e-3, "Highest learning rate.")
 _EXPORT = flags.DEFINE_bool("export", False, "Only write the last checkpoint as a model folder.")
 
 TOKENS_PER_STEP, PIECE_TOKENS = 8192, 4096
-PEAK_RATE, FINAL_SHARE, WARMUP, DECAY_SHARE = 3e-3, 0.02, 60, 0.85
+FINAL_SHARE, WARMUP, DECAY_SHARE = 0.02, 60, 0.85
 MATRIX_AXES = {  # inputs and outputs of [L, D, N, H] and the like: a matrix for each layer and head
     "q": (1, 3), "k": (1, 3), "v": (1, 3), "o": (2, 3),
     "gate": (1, 2), "up": (1, 2), "down": (1, 2),
 }  # fmt: skip
+TOKENIZER = "tokenizer.model"  # in the run's folder
+# Layer and head that learn to look where each group of pointers says: gather what a statement is
+# about, find the statement, copy its words, check what follows from it. The weights are of each
+# group's mean loss beside the words' mean loss.
+POINTER_HEADS = ((2, 0), (2, 1), (2, 2), (2, 3), (3, 0), (4, 0), (4, 1))
+POINTER_WEIGHTS = (0.1, 0.1, 0.1, 0.1, 1.0, 1.0, 0.3)
 CHECKPOINT_EVERY = 100  # steps
 VALIDATE_EVERY = 250
 LOGIT_PIECES = 8  # of a row; all logits of the validation at once would be large
@@ -72,13 +88,14 @@ def model_config(tokenizer: Tokenizer) -> ModelConfig:
         family="llama",
         vocab_size=tokenizer.vocab_size,
         hidden_size=128,
-        mlp_size=384,
+        mlp_size=256,
         num_layers=6,
         num_heads=4,
         num_kv_heads=4,
-        head_dim=32,
+        head_dim=64,  # heads of 32 learn slower: matching a thing and a noun takes dimensions
         norm_eps=1e-5,
-        rope=Rope(theta=1e5, scaling=None),
+        # Two thirds of the frequencies hardly turn within the window: words match far off too.
+        rope=Rope(theta=1e8, scaling=None),
         qkv_bias=False,
         output_bias=False,
         mlp_bias=False,
@@ -90,17 +107,22 @@ def model_config(tokenizer: Tokenizer) -> ModelConfig:
     )
 
 
-def phase_steps() -> list[int]:
-    return [phase.num_tokens // TOKENS_PER_STEP for phase in training_data.PHASES]
+def phases() -> tuple[Phase, ...]:
+    return training_data.FROM_A_MODEL if _START.value else training_data.FROM_NOTHING
 
 
-def batches(seed: int, template: ChatTemplate, first_step: int):
+def num_steps(phase: Phase) -> int:
+    return phase.num_tokens // TOKENS_PER_STEP
+
+
+def batches(seed: str, template: ChatTemplate, first_step: int):
     """Yields the batches from `first_step` on, phase after phase."""
-    for index, (phase, steps) in enumerate(zip(training_data.PHASES, phase_steps(), strict=True)):
-        rows = TOKENS_PER_STEP // phase.row_length
+    for index, phase in enumerate(phases()):
+        steps, rows = num_steps(phase), TOKENS_PER_STEP // phase.row_length
         done = min(first_step, steps)
         first_step -= done
-        make = functools.partial(training_data.make_row, seed, index, template=template)
+        name = f"{seed} {index}"
+        make = functools.partial(training_data.make_row, phase, name, template=template)
         dataset = grain.MapDataset.range(done * rows, steps * rows).map(make).batch(rows)
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
         yield from dataset.to_iter_dataset(options)
@@ -155,10 +177,49 @@ def in_pieces(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, rows, *x.shape[1:])
 
 
-def loss_fn(model: Transformer, batch):
-    tokens = batch["token_ids"]
+def run(model: Transformer, tokens):
+    """Hidden states before the LM head [B, T, D]; rotated queries and keys [L, B, T, N, H]."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape, out_sharding=TOKENS_BT)
-    hidden, _ = model(tokens, positions, jnp.zeros_like(tokens))
+    turn, start = model.turn(positions), jnp.zeros_like(tokens)
+    scale = model.config.head_dim**-0.5
+
+    def body(x, block):
+        q, k, v = block.qkv(x, turn)
+        attended = attention(q, k, v, segment_start=start, scale=scale)
+        return block.mlp(block.attention_output(x, attended)), (q, k)
+
+    policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
+    x, (q, k) = jax.lax.scan(body, model.embedding(tokens, model.dtype), model.blocks)
+    return rms_norm(x, model.final_norm[...], model.config.norm_eps), q, k
+
+
+def pointer_losses(q, k, queries, keys):
+    """Cross entropy of each pointer's head to its keys, all alike [B, G]; sums over pointers.
+
+    Args:
+      q: rotated queries of all layers [L, B, T, N, H].
+      k: rotated keys, likewise.
+      queries: [B, G, Q] tokens, -1 for none.
+      keys: [B, G, Q, W] tokens they should look at, -1 for none.
+    """
+    sums = []
+    for group, (layer, head) in enumerate(POINTER_HEADS):
+        at = jnp.maximum(queries[:, group], 0)  # [B, Q]
+        asked = jnp.take_along_axis(q[layer, :, :, head], at[..., None], axis=1)
+        s = jnp.einsum("BQH,BTH->BQT", asked, k[layer, :, :, head]) * q.shape[-1] ** -0.5
+        s = jnp.where(jnp.arange(k.shape[2]) <= at[..., None], s, -1e30)
+        log_p = s - jax.nn.logsumexp(s, axis=-1, keepdims=True)
+        there = keys[:, group] >= 0
+        found = jnp.take_along_axis(log_p, jnp.maximum(keys[:, group], 0), axis=-1)
+        count = jnp.maximum(there.sum(-1), 1)
+        sums.append(-jnp.sum(jnp.where(there, found, 0.0).sum(-1) / count, axis=-1))
+    return jnp.stack(sums, axis=1)
+
+
+def loss_fn(model: Transformer, batch, num_weights, num_pointers):
+    """Mean loss of a piece's share of a batch, and sums to report: see `mean_gradient`."""
+    hidden, q, k = run(model, batch["token_ids"])
     at = (ACT_BTD, TOKENS_BT, TOKENS_BT)
     picked = jax.shard_map(pick, in_specs=at, out_specs=ACT_BTD, check_vma=False)(
         hidden, batch["index"], batch["place"]
@@ -166,23 +227,39 @@ def loss_fn(model: Transformer, batch):
     nll = cross_entropy(model.logits(picked), batch["target"])
     weight = batch["weight"]
     answers = weight == training_data.WEIGHT_ANSWER
-    return jnp.sum(nll * weight), (jnp.sum(nll * answers), jnp.sum(answers))
+    rows = P(DATA)
+    q, k = (jax.sharding.reshard(x, P(None, DATA)) for x in (q, k))
+    pointed = jax.shard_map(
+        pointer_losses, in_specs=(P(None, DATA), P(None, DATA), rows, rows), out_specs=rows
+    )(q, k, batch["queries"], batch["keys"])
+    sums = {
+        "loss": jnp.sum(nll * weight) / num_weights,
+        "answers": jnp.stack([jnp.sum(nll * answers), jnp.sum(answers).astype(jnp.float32)]),
+        "pointers": jnp.sum(pointed, axis=0) / jnp.maximum(num_pointers, 1),
+    }
+    return sums["loss"] + jnp.dot(jnp.asarray(POINTER_WEIGHTS), sums["pointers"]), sums
 
 
 def mean_gradient(model: Transformer, batch):
-    """Gradient of the mean loss over a batch of pieces [N, B, T], one piece at a time."""
-    total = jnp.sum(batch["weight"])
+    """Gradient over a batch of pieces [N, B, T], one piece at a time; and what it is of.
+
+    Returns:
+      The gradient; `loss`, of the words; `answer_loss`, of the answers' words; `pointers` [G].
+    """
+    num_weights = jnp.sum(batch["weight"])
+    num_pointers = jnp.sum(batch["queries"] >= 0, axis=(0, 1, 3))
 
     def add(carry, piece):
-        grads, loss, answer_loss, answers = carry
-        (more, (of_answers, count)), found = jax.value_and_grad(loss_fn, has_aux=True)(model, piece)
-        grads = jax.tree.map(lambda g, f: g + f / total, grads, nnx.state(found))
-        return (grads, loss + more / total, answer_loss + of_answers, answers + count), None
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (_, sums), found = gradient(model, piece, num_weights, num_pointers)
+        return jax.tree.map(jnp.add, carry, (nnx.state(found), sums)), None
 
-    zero = jnp.zeros(())
-    start = (jax.tree.map(jnp.zeros_like, nnx.state(model)), zero, zero, jnp.zeros((), jnp.int32))
-    (grads, loss, answer_loss, answers), _ = jax.lax.scan(add, start, batch)
-    return grads, loss, answer_loss / jnp.maximum(answers, 1)
+    groups = len(POINTER_HEADS)
+    sums = {"loss": jnp.zeros(()), "answers": jnp.zeros(2), "pointers": jnp.zeros(groups)}
+    start = (jax.tree.map(jnp.zeros_like, nnx.state(model)), sums)
+    (grads, sums), _ = jax.lax.scan(add, start, batch)
+    of_answers, count = sums.pop("answers")
+    return grads, sums | {"answer_loss": of_answers / jnp.maximum(count, 1)}
 
 
 @jax.jit
@@ -205,7 +282,7 @@ def matrix_axes(weights):
     return jax.tree_util.tree_map_with_path(axes, weights)
 
 
-def make_optimizer(num_steps: int) -> optax.GradientTransformation:
+def make_optimizer(num_steps: int, peak: float) -> optax.GradientTransformation:
     """Muon (optax.contrib) for the blocks' matrices, AdamW for the embedding and the norms.
 
     Its loss is some 4 % lower than with AdamW alone after as many steps, which take 8 % longer.
@@ -213,9 +290,9 @@ def make_optimizer(num_steps: int) -> optax.GradientTransformation:
     decay = int(num_steps * DECAY_SHARE)
     schedule = optax.join_schedules(
         [
-            optax.linear_schedule(PEAK_RATE / WARMUP, PEAK_RATE, WARMUP),
-            optax.constant_schedule(PEAK_RATE),
-            optax.linear_schedule(PEAK_RATE, PEAK_RATE * FINAL_SHARE, decay),
+            optax.linear_schedule(peak / WARMUP, peak, WARMUP),
+            optax.constant_schedule(peak),
+            optax.linear_schedule(peak, peak * FINAL_SHARE, decay),
         ],
         [WARMUP, num_steps - decay],
     )
@@ -261,9 +338,8 @@ class Validation:
 
 def plot_curves(out: epath.Path) -> None:
     """Draws the losses and the exact match by question type over the tokens that were read."""
-    lines = (out / "metrics.jsonl").read_text().splitlines()
     found: dict[int, dict[str, float]] = collections.defaultdict(dict)
-    for row in map(json.loads, lines):  # steps that were taken anew come twice: the last count
+    for row in read_metrics(out / "metrics.jsonl"):
         found[row["step"]] |= row
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     for name in ("loss", "answer_loss"):
@@ -283,32 +359,60 @@ def plot_curves(out: epath.Path) -> None:
     plt.close(figure)
 
 
+def export(out: epath.Path, model: Transformer) -> None:
+    """Writes the model's folder, for us and for transformers, and the curves so far."""
+    sentencepiece = (out / TOKENIZER).read_bytes()
+    source = tokenizer_training.to_tokenizer_json(sentencepiece)
+    tokenizer = JsonTokenizer(source, tokenizer_training.BEGIN, tokenizer_training.END)
+    hf.export_folder(out / "model", model, tokenizer, tokenizer_training.CHAT_TEMPLATE)
+    files.write_bytes(out / "model" / TOKENIZER, sentencepiece)
+    plot_curves(out)
+
+
 def main(_) -> None:
     out = epath.Path(_OUT.value).resolve()
-    tokenizer_file = out / "tokenizer.model"
+    tokenizer_file = out / TOKENIZER
     if not tokenizer_file.exists():
         out.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(tokenizer_file, tokenizer_training.train_tokenizer(_SEED.value))
+        if _START.value:
+            made = (locate_model(_START.value) / TOKENIZER).read_bytes()
+        else:
+            made = tokenizer_training.train_tokenizer(_SEED.value)
+        files.write_bytes(tokenizer_file, made)
     tokenizer = SentencePieceTokenizer(tokenizer_file.read_bytes(), legacy=True)
     template = ChatTemplate(tokenizer, tokenizer_training.CHAT_TEMPLATE)
-    total = sum(phase_steps())
-    optimizer = make_optimizer(total)
+    total = sum(map(num_steps, phases()))
+    optimizer = make_optimizer(total, _PEAK_RATE.value)
     mesh = make_mesh(data=min(2, len(jax.devices())))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def train_step(model, opt_state, batch):
-        grads, loss, answer_loss = mean_gradient(model, batch)
+        grads, losses = mean_gradient(model, batch)
         weights = nnx.state(model)
         updates, opt_state = optimizer.update(whole(grads), opt_state, whole(weights))
         updates = jax.tree.map(
             lambda u, w: jax.sharding.reshard(u, jax.typeof(w).sharding.spec), updates, weights
         )
         model = nnx.merge(graphdef, optax.apply_updates(weights, updates))
-        return model, opt_state, loss, answer_loss
+        return model, opt_state, losses
 
-    inputs = {"seed": _SEED.value, "phases": [vars(phase) for phase in training_data.PHASES]}
+    inputs = {
+        "seed": _SEED.value,
+        "peak_rate": _PEAK_RATE.value,
+        "phases": [vars(phase) for phase in phases()],
+        "pointers": [POINTER_HEADS, POINTER_WEIGHTS],
+        "tokenizer": hashlib.sha256(tokenizer_file.read_bytes()).hexdigest(),
+    }
+    seed_of_rows = str(_SEED.value)
+    if _START.value:
+        inputs["start"] = weights_fingerprint(locate_model(_START.value))
+        seed_of_rows += f" after {inputs['start'][:12]}"  # other rows than that model has seen
     with jax.set_mesh(mesh), TrainingCheckpoints(out / "checkpoints", inputs) as checkpoints:
-        model = induction_initialize(model_config(tokenizer), _SEED.value)
+        if _START.value:
+            model = load_model(_START.value, mesh=mesh).transformer
+        else:
+            model = induction_initialize(model_config(tokenizer), _SEED.value)
+        set_product_dtype(model, jnp.bfloat16)
         opt_state = optimizer.init(whole(nnx.state(model)))
         graphdef = nnx.graphdef(model)
         step = 0
@@ -317,25 +421,27 @@ def main(_) -> None:
             step, (weights, opt_state), _ = restored
             model = nnx.merge(graphdef, weights)
         if _EXPORT.value:
-            hf.export_folder(out / "model", model, tokenizer, template.source)
-            plot_curves(out)
+            export(out, model)
             print(f"step {step} of {total} written to {out / 'model'}")
             return
         validation = Validation(mesh, template)
         with MetricsLog(out, step) as log, progress(total, "pretrain", "step", step) as bar:
             started = time.perf_counter()
-            for batch in batches(_SEED.value, template, step):
-                batch = {
-                    k: place(mesh, in_pieces(v), P(None, *TOKENS_BT)) for k, v in batch.items()
-                }
-                model, opt_state, loss, answer_loss = train_step(model, opt_state, batch)
+            for batch in batches(seed_of_rows, template, step):
+                batch = {k: place(mesh, in_pieces(v), P(None, DATA)) for k, v in batch.items()}
+                model, opt_state, losses = train_step(model, opt_state, batch)
                 step += 1
                 bar.update()
                 if step % 20 == 0:
                     rate = 20 * TOKENS_PER_STEP / (time.perf_counter() - started)
                     started = time.perf_counter()
+                    loss, answer_loss = float(losses["loss"]), float(losses["answer_loss"])
+                    pointed = {
+                        f"pointers/{name}": float(x)
+                        for name, x in zip(pointers.NAMES, losses["pointers"], strict=True)
+                    }
                     log.write(
-                        step, loss=float(loss), answer_loss=float(answer_loss), tokens_per_s=rate
+                        step, loss=loss, answer_loss=answer_loss, tokens_per_s=rate, **pointed
                     )
                     bar.set_postfix(
                         loss=f"{loss:.3f}", answer=f"{answer_loss:.3f}", tok_s=f"{rate:.0f}"
@@ -346,8 +452,7 @@ def main(_) -> None:
                     bar.write(f"{step:6d} " + "  ".join(f"{k} {x:.2f}" for k, x in scores.items()))
                 if step % CHECKPOINT_EVERY == 0 or step == total:
                     checkpoints.save(step, (nnx.state(model), opt_state), {})
-        hf.export_folder(out / "model", model, tokenizer, template.source)
-        plot_curves(out)
+        export(out, model)
         print(f"The model is in {out / 'model'}: copy it to cartridges_jax/embedded/model.")
 
 

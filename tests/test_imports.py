@@ -22,8 +22,6 @@ LAYERS = (
 )
 # Text generators that know no model; used by everything that makes or asks embedded documents.
 FREE = {
-    "embedded.documents",
-    "embedded.pools",
     "self_study.prompts",
     *(f"embedded.world.{m.stem}" for m in (ROOT / "embedded" / "world").glob("*.py")),
 }
@@ -59,7 +57,7 @@ def test_imports_point_one_way(path):
 def test_corpus_prompts_and_command_line_do_not_import_jax():
     code = (
         "import sys, cartridges_jax, cartridges_jax.corpus, cartridges_jax.cli\n"
-        "import cartridges_jax.self_study.prompts, cartridges_jax.embedded.documents\n"
+        "import cartridges_jax.self_study.prompts\n"
         "import cartridges_jax.embedded.world.understanding\n"
         "assert 'jax' not in sys.modules, 'jax was imported'"
     )

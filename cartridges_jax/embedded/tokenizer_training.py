@@ -6,9 +6,14 @@ to; the line feed is a symbol of its own, because bytes inside running text cost
 """
 
 import io
+import json
 import random
+from typing import Any
 
 import sentencepiece
+import tokenizers
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from cartridges_jax.embedded.world import genres
 from cartridges_jax.embedded.world.asking import draw_turn
@@ -67,3 +72,31 @@ def train_tokenizer(seed: int = 0, num_documents: int = 4000) -> bytes:
         minloglevel=2,
     )
     return out.getvalue()
+
+
+def to_tokenizer_json(model_bytes: bytes) -> str:
+    """The same tokenizer for the tokenizers library, as the text of a `tokenizer.json`.
+
+    transformers' own conversion of a `tokenizer.model` knows no symbols that stay alone, and puts
+    a space behind every line feed.
+    """
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # generated
+    proto.ParseFromString(model_bytes)
+    vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    normal = [p for p in proto.pieces if p.type == proto.SentencePiece.NORMAL]
+    merges = []
+    for piece in sorted(normal, key=lambda p: -p.score):  # the best piece is merged first
+        splits = [(piece.piece[:i], piece.piece[i:]) for i in range(1, len(piece.piece))]
+        splits = [(a, b) for a, b in splits if a in vocab and b in vocab]
+        merges += sorted(splits, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+    bpe = models.BPE(vocab, merges, byte_fallback=True, unk_token=proto.trainer_spec.unk_piece)
+    tokenizer = tokenizers.Tokenizer(bpe)
+    spaces = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = normalizers.Sequence(spaces)  # type: ignore[assignment]
+    alone = tokenizers.Regex("[" + "".join(f"\\x{{{ord(c):02x}}}" for c in OWN_SYMBOLS) + "]")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(alone, "isolated")  # type: ignore[assignment]
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    steps.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(steps)  # type: ignore[assignment]
+    tokenizer.add_special_tokens([PAD, BEGIN, END, *ROLES])
+    return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=0) + "\n"

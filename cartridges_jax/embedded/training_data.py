@@ -1,6 +1,6 @@
 """Training rows of the embedded model: a document as context, then questions with right answers.
 
-Row `index` of a phase depends only on (seed, phase, index), so training resumes exactly and reads
+Row `index` of a phase depends only on (phase, name, index), so training resumes exactly and reads
 no file. Loss weights: text of the document 0.1, questions 0.2, answers 1.0, messages written for a
 seed prompt 0.5; in a fact stream or a recital 1.0 on words that can be known, 0.1 elsewhere. A row
 has places for as many targets as half its length: answers come first, then as much of the rest as
@@ -13,12 +13,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from cartridges_jax.embedded import pointers
+from cartridges_jax.embedded.pointers import Mention, Passage, Pointer
 from cartridges_jax.embedded.world import asking, genres
 from cartridges_jax.embedded.world.asking import Turn
 from cartridges_jax.embedded.world.schema import GeneratedDocument, Genre
 from cartridges_jax.embedded.world.seeding import draw_seed_turn
 from cartridges_jax.embedded.world.writing import most_fillers, write_document
-from cartridges_jax.models.chat_template import ChatTemplate, Message
+from cartridges_jax.models.chat_template import ChatTemplate, Message, context_text
+from cartridges_jax.models.tokenizer import SentencePieceTokenizer
 
 WEIGHT_TEXT, WEIGHT_QUESTION, WEIGHT_ANSWER, WEIGHT_ASKED = 0.1, 0.2, 1.0, 0.5
 CHARACTERS_PER_TOKEN = 3.6  # of these texts
@@ -26,7 +29,7 @@ RANDOM_SHARE = 0.25  # documents of a genre made up for them
 WINDOW_SHARE = 0.4  # rows whose context begins and ends anywhere in a text, as chunks do
 ASK_FIRST_SHARE = 0.4  # conversations that open with a seed prompt, as bot A's do
 ASK_SHARE = 0.1  # of the later turns
-LONGEST_CONTEXT = 0.75  # of a row
+SHORTEST_CONTEXT = 0.2  # of a row
 RECITE = "Say what the text says."  # what a recital answers
 NARROW_SHARE = 0.5  # documents of many things and few kinds of facts: the kind alone tells little
 MOST_FILLERS = 4.0  # sentences without a fact for each one with a fact; drawn from 0, mostly few
@@ -39,14 +42,20 @@ class Phase:
     row_length: int  # tokens
     num_tokens: int
     stream_share: float  # rows that are fact streams
+    comparison_share: float  # rows of comparisons
     recital_share: float  # conversations whose first turn says all facts of the text
+    longest_context: float = 0.65  # of a row; the shortest is SHORTEST_CONTEXT
 
 
-PHASES = (
-    Phase(512, 6_000_000, 0.40, 0.5),
-    Phase(512, 34_000_000, 0.05, 0.5),
-    Phase(1024, 45_000_000, 0.02, 0.4),
-    Phase(2048, 25_000_000, 0.02, 0.3),
+FROM_NOTHING = (
+    Phase(512, 2_000_000, 0.20, 0.06, 0.5),
+    Phase(512, 14_000_000, 0.02, 0.12, 0.5),
+    Phase(1024, 16_000_000, 0.01, 0.06, 0.3),
+    Phase(2048, 6_000_000, 0.0, 0.04, 0.3, longest_context=0.9),
+)
+FROM_A_MODEL = (
+    Phase(1024, 5_400_000, 0.01, 0.06, 0.3),
+    Phase(2048, 2_900_000, 0.0, 0.04, 0.3, longest_context=0.9),
 )
 
 
@@ -67,6 +76,7 @@ class RowBuilder:
         self.token_ids: list[int] = []
         self.weights: list[float] = []
         self.answers: list[AnswerSpan] = []
+        self.pointers: list[Pointer] = []
 
     def add(self, token_ids: list[int], weights: list[float]) -> bool:
         """Appends if it fits; returns whether it did."""
@@ -88,7 +98,7 @@ class RowBuilder:
         Returns:
           `token_ids` [T]; `index` [M], positions whose next token is a target; `target` [M], that
           token; `weight` [M], 0 where a place is not used; `place` [T], the place of each position,
-          M for none.
+          M for none; `queries` and `keys`, see `_pointers`.
         """
         places = self.row_length // 2
         known = [(i, w) for i, w in enumerate(self.weights[1:]) if w > 0]
@@ -104,10 +114,32 @@ class RowBuilder:
         weight[: len(chosen)] = [w for _, w in chosen]
         place = np.full(self.row_length, places, np.int32)
         place[index[: len(chosen)]] = np.arange(len(chosen))
+        queries, keys = self._pointers(rng)
         return {
             "token_ids": token_ids, "index": index, "target": token_ids[index + 1],
-            "weight": weight, "place": place,
+            "weight": weight, "place": place, "queries": queries, "keys": keys,
         }  # fmt: skip
+
+    def _checked(self, pointer: Pointer) -> Pointer:
+        """The pointer with those of its keys that can be seen and, to be copied, are the word."""
+        ids, query = self.token_ids, pointer.query
+        keys = [k for k in pointer.keys if k <= query]
+        if pointer.group == pointers.COPY:  # "Late is the status of ..." is said again as "late"
+            keys = [k for k in keys if ids[k] == ids[query + 1]]
+        return dataclasses.replace(pointer, keys=tuple(keys[: pointers.MOST_KEYS]))
+
+    def _pointers(self, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+        """Queries [G, Q] and their keys [G, Q, W], -1 where there is none; Q = T / 4."""
+        places = self.row_length // 4
+        queries = np.full((pointers.GROUPS, places), -1, np.int32)
+        keys = np.full((*queries.shape, pointers.MOST_KEYS), -1, np.int32)
+        checked = [self._checked(pointer) for pointer in self.pointers]
+        for group in range(pointers.GROUPS):
+            fit = [p for p in checked if p.group == group and p.keys]
+            for i, pointer in enumerate(rng.sample(fit, min(len(fit), places))):
+                queries[group, i] = pointer.query
+                keys[group, i, : len(pointer.keys)] = pointer.keys
+        return queries, keys
 
 
 def _turn_tokens(template: ChatTemplate, turn: Turn) -> tuple[list[int], list[float], list[bool]]:
@@ -156,17 +188,22 @@ def conversation_row(
     draw_document: Callable[[random.Random, int], GeneratedDocument] = _document_of_size,
     draw_turn: Callable[[random.Random, GeneratedDocument], Turn | None] = asking.draw_turn,
     recital_share: float = 0.0,
+    longest_context: float = 0.65,
 ) -> RowBuilder:
-    """Builds a row: a context of 20 to 65 % of its length or a little more, then turns."""
+    """Builds a row: a context of 20 % to about `longest_context` of its length, then turns."""
     row = RowBuilder(row_length)
     while True:
-        document = draw_document(rng, int(row_length * rng.uniform(0.2, 0.65)))
+        share = rng.uniform(SHORTEST_CONTEXT, longest_context)
+        document = draw_document(rng, int(row_length * share))
         context = template.render_context(document.title, document.text)
-        if len(context) < LONGEST_CONTEXT * row_length:
+        if len(context) < (longest_context + 0.05) * row_length:
             row.add(context, [WEIGHT_TEXT] * len(context))
             break
+    text = _text_passage(template, document)
+    found = pointers.mentions(document, text)
+    row.pointers += pointers.of_text(document, text, found)
     if rng.random() < recital_share:
-        _recite(row, rng, template, document)
+        _recite(row, rng, template, document, found)
     first = True
     while document.facts:
         ask = rng.random() < (ASK_FIRST_SHARE if first else ASK_SHARE)
@@ -180,7 +217,26 @@ def conversation_row(
             break
         begin = start + is_answer.index(True)
         row.answers.append(AnswerSpan(turn.kind, begin, len(row.token_ids)))
+        if not ask:
+            answer = _passage(template, turn.answer, begin)
+            asked = _passage(template, turn.question, start + 1)  # behind the user's marker
+            row.pointers += pointers.of_turn(document, turn, asked, answer, text, found)
     return row
+
+
+def _passage(template: ChatTemplate, text: str, shift: int) -> Passage:
+    tokenizer = template.tokenizer
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        raise TypeError("training needs the tokenizer as SentencePiece made it")
+    return Passage(text, tokenizer.offsets(text), shift)
+
+
+def _text_passage(template: ChatTemplate, document: GeneratedDocument) -> Passage:
+    """The text of the document that opens a row, without its title."""
+    whole = context_text(document.title, document.text)
+    before = len(whole) - len(document.text)
+    shown = _passage(template, whole, len(template.context_head()))
+    return Passage(document.text, [(a - before, b - before) for a, b in shown.offsets], shown.shift)
 
 
 def _statement_tokens(
@@ -198,15 +254,22 @@ def _statement_tokens(
 
 
 def _recite(
-    row: RowBuilder, rng: random.Random, template: ChatTemplate, document: GeneratedDocument
+    row: RowBuilder,
+    rng: random.Random,
+    template: ChatTemplate,
+    document: GeneratedDocument,
+    found: list[Mention],
 ) -> None:
     """Adds a turn that says all facts of the document, as far as they fit."""
     order = [Message(role="user", content=RECITE)]
     before = template.render_suffix(order, add_generation_prompt=True).token_ids.tolist()
     row.add(before, [0.0] * len(before))
-    for statement in asking.recital(rng, document):
-        if not row.add(*_statement_tokens(template, *statement)):
+    for fact, said, known in asking.recital(rng, document):
+        begin = len(row.token_ids)
+        if not row.add(*_statement_tokens(template, said, known)):
             break
+        answer = _passage(template, said, begin)
+        row.pointers += pointers.of_answer(document, [(fact.thing, fact.noun)], answer, found)
 
 
 def stream_row(rng: random.Random, template: ChatTemplate, row_length: int) -> RowBuilder:
@@ -220,16 +283,32 @@ def stream_row(rng: random.Random, template: ChatTemplate, row_length: int) -> R
     return row
 
 
-def make_row(
-    seed: int, phase_index: int, index: int, template: ChatTemplate
-) -> dict[str, np.ndarray]:
-    """Builds row `index` of a phase."""
-    phase = PHASES[phase_index]
-    rng = random.Random(f"row {seed} {phase_index} {index}")
-    if rng.random() < phase.stream_share:
+def comparison_row(rng: random.Random, template: ChatTemplate, row_length: int) -> RowBuilder:
+    """Builds a row of comparisons, one after another: exercise in which number is higher."""
+    row = RowBuilder(row_length)
+    row.add(template.empty_context(), [0.0])
+    document = write_document(rng, _draw_genre(rng), 2500, "noisy", 0.0)
+    for facts, said, winner in asking.comparisons(rng, document, row_length // 16):
+        begin = len(row.token_ids)
+        if not row.add(*_statement_tokens(template, said, winner)):
+            break
+        row.pointers += pointers.of_comparison(facts, _passage(template, said, begin))
+    return row
+
+
+def make_row(phase: Phase, name: str, index: int, template: ChatTemplate) -> dict[str, np.ndarray]:
+    """Builds row `index` of a phase; `name` seeds all of its rows."""
+    rng = random.Random(f"row {name} {index}")
+    drawn = rng.random()
+    if drawn < phase.stream_share:
         row = stream_row(rng, template, phase.row_length)
+    elif drawn < phase.stream_share + phase.comparison_share:
+        row = comparison_row(rng, template, phase.row_length)
     else:
-        row = conversation_row(rng, template, phase.row_length, recital_share=phase.recital_share)
+        row = conversation_row(
+            rng, template, phase.row_length,
+            recital_share=phase.recital_share, longest_context=phase.longest_context,
+        )  # fmt: skip
     return row.finish(rng, template.tokenizer.pad_id)
 
 

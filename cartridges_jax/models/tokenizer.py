@@ -188,6 +188,11 @@ class SentencePieceTokenizer(Tokenizer):
         opens = after == "nothing" or (after == "special" and self._legacy)
         return (self._processor if opens else self._continuing).encode(text)
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """The characters [start, end) of each token of a text that follows a special token."""
+        pieces = self._processor.encode(text, return_type="proto").pieces
+        return [(piece.begin, piece.end) for piece in pieces]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         # A model's vocabulary may be padded beyond the tokenizer's.
         return self._processor.decode([int(i) for i in token_ids if i < self.vocab_size])

@@ -99,7 +99,7 @@ def test_frozen_slots_stay_and_the_others_move(tiny, tmp_path):
 def test_the_loss_falls(tiny, tmp_path, options):
     run(tiny, tmp_path, "run", dataclasses.replace(CONFIG, num_steps=40, **options))
     losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.05
 
 
 def test_the_best_validated_cartridge_is_kept_also_after_a_stop(tiny, tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 import safetensors.numpy
 
+from cartridges_jax.embedded.tokenizer_training import CHAT_TEMPLATE
 from cartridges_jax.errors import InputError
 from cartridges_jax.loading import load_model
 from cartridges_jax.models.config import read_config
@@ -14,8 +15,12 @@ from cartridges_jax.models.rope import YarnScaling
 
 @pytest.fixture
 def folder(tmp_path):
-    for file in EMBEDDED_FOLDER.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    """The embedded model with its SentencePiece file alone, and all settings in one file."""
+    for name in ("config.json", "model.safetensors", "tokenizer.model"):
+        (tmp_path / name).write_bytes((EMBEDDED_FOLDER / name).read_bytes())
+    fields = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "chat_template": CHAT_TEMPLATE}
+    fields |= {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields))
     return tmp_path
 
 
@@ -47,9 +52,9 @@ def change_config(folder, **fields):
         ),
         ({"num_hidden_layers": 4.0}, "num_hidden_layers must be a whole number above 0, got 4.0"),
         ({"head_dim": 31}, "head_dim 31 is odd"),
-        ({"eos_token_id": "x"}, "'x' is no token of the 2048"),
-        ({"eos_token_id": [2, None]}, "None is no token of the 2048"),
-        ({"eos_token_id": [[1]]}, "is no token of the 2048"),
+        ({"eos_token_id": "x"}, "'x' is no token of the 3584"),
+        ({"eos_token_id": [2, None]}, "None is no token of the 3584"),
+        ({"eos_token_id": [[1]]}, "is no token of the 3584"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
@@ -81,7 +86,7 @@ def test_config(folder, fields, words):
         ("tokenizer.model", None, "no tokenizer.json and no tokenizer.model"),
         ("generation_config.json", b'{"eos_token_id": "foo"}', "'foo' is no token of"),
         ("chat_template.jinja", b"\xff\xfe", "cannot be read"),
-        ("added_tokens.json", b'{"<|new|>": 2048}', r"adds the tokens \['<\|new\|>'\]"),
+        ("added_tokens.json", b'{"<|new|>": 3584}', r"adds the tokens \['<\|new\|>'\]"),
         (
             "tokenizer_config.json",
             b'{"eos_token": "</s>"}',
@@ -104,8 +109,8 @@ def test_files(folder, name, data, words):
 
 
 def test_wrong_tensors_are_reported_together(folder):
-    change_config(folder, num_hidden_layers=5, vocab_size=2049)
-    with pytest.raises(InputError, match=r"missing model\.layers\.4.*embed_tokens.weight is"):
+    change_config(folder, num_hidden_layers=7, vocab_size=3585)
+    with pytest.raises(InputError, match=r"missing model\.layers\.6.*embed_tokens.weight is"):
         load_model(folder)
 
 
@@ -169,13 +174,14 @@ def test_options_of_loading(options, words):
 
 def test_ids_of_another_vocabulary(tiny):
     for call in (tiny.logits, tiny.kv_as_cartridge, lambda ids: tiny.generate([ids])):
-        with pytest.raises(InputError, match="token id 999999 is none of the 2048"):
+        with pytest.raises(InputError, match="token id 999999 is none of the 3584"):
             call([1, 999999])
 
 
 def test_yarn_stretches_the_window(folder):
     yarn = {"rope_type": "yarn", "factor": 4.0, _ORIGINAL: 1024}
-    change_config(folder, rope_parameters={"rope_theta": 1e5}, rope_scaling=yarn, rope_theta=1e5)
+    rope = {"rope_parameters": {"rope_theta": 1e5}, "rope_scaling": yarn, "rope_theta": 1e5}
+    change_config(folder, max_position_embeddings=1024, **rope)
     config = read_config(folder)
     assert isinstance(
         config.rope.scaling, YarnScaling
@@ -191,5 +197,5 @@ def test_cut_weights(folder):
 
 
 def test_the_window_is_kept(embedded):
-    with pytest.raises(InputError, match="need 1130 positions, the model's window is 1024"):
-        embedded.generate([list(range(3, 1105))], max_new_tokens=28)
+    with pytest.raises(InputError, match="need 2130 positions, the model's window is 2048"):
+        embedded.generate([list(range(3, 2105))], max_new_tokens=28)

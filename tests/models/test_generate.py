@@ -54,19 +54,19 @@ def test_streaming_gives_the_same_text(embedded):
 
 def test_stop_texts_end_an_answer(embedded):
     context = embedded.kv_as_cartridge(
-        embedded.template.render_context("", "Ada Brown lives in Oslo. Bo Falk lives in Rome.")
+        embedded.template.render_context("", "Ada Brown's city is Oslo. Bo Falk's city is Rome.")
     )
-    questions = ["Where does Ada Brown live?", "Where does Bo Falk live?"]
+    questions = ["What is Ada Brown's city?", "What is Bo Falk's city?"]
     whole = embedded.generate(questions, context, max_new_tokens=30)
-    assert "Oslo" in whole[0].text
-    cut = embedded.generate(questions, context, max_new_tokens=30, stop=["Oslo", "never"])
-    assert cut[0].text == whole[0].text[: whole[0].text.index("Oslo")]
+    assert "Brown" in whole[0].text and "Brown" not in whole[1].text
+    cut = embedded.generate(questions, context, max_new_tokens=30, stop=["Brown", "never"])
+    assert cut[0].text == whole[0].text[: whole[0].text.index("Brown")]
     assert cut[0].finish_reason == "stop"
     assert len(cut[0].token_ids) < len(whole[0].token_ids)
     assert cut[0].token_ids == whole[0].token_ids[: len(cut[0].token_ids)]
     assert len(cut[0].logprobs) == len(cut[0].token_ids)
     assert cut[1] == whole[1]
-    for stop in ("Oslo", whole[0].text[2:]):  # also one that is longer than the first pieces
+    for stop in ("Brown", whole[0].text[2:]):  # also one that is longer than the first pieces
         options = {"max_new_tokens": 30, "stop": [stop]}
         streamed = "".join(embedded.stream(questions[0], context, **options))
         assert streamed == embedded.generate(questions[:1], context, **options)[0].text
@@ -75,7 +75,7 @@ def test_stop_texts_end_an_answer(embedded):
 
 def test_pieces_of_all_answers_are_shown_while_they_grow(embedded):
     context = embedded.kv_as_cartridge(
-        embedded.template.render_context("", "Ada Brown lives in Oslo. Bo Falk lives in Rome.")
+        embedded.template.render_context("", "Ada Brown's city is Oslo. Bo Falk's city is Rome.")
     )
     questions = ["Where does Ada Brown live?", "Summarise what the text says about Bo Falk."] * 2
     shown = [""] * 4

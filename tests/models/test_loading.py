@@ -15,6 +15,7 @@ import safetensors.numpy
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from cartridges_jax.embedded.tokenizer_training import CHAT_TEMPLATE
 from cartridges_jax.errors import InputError
 from cartridges_jax.loading import load_model
 from cartridges_jax.models import hf, hub
@@ -28,7 +29,6 @@ from cartridges_jax.sharding import MODEL, make_mesh
 from tests.conftest import tiny_config
 
 TOKENIZER = load_tokenizer(EMBEDDED_FOLDER)
-TEMPLATE = (EMBEDDED_FOLDER / "tokenizer_config.json").read_text()
 
 
 def write_model(folder, **changes):
@@ -36,8 +36,7 @@ def write_model(folder, **changes):
     config = dataclasses.replace(tiny_config(TOKENIZER), **changes)
     with jax.set_mesh(make_mesh(1, 1)):
         model = initialize(config, seed=3)
-    template = json.loads(TEMPLATE)["chat_template"]
-    hf.export_folder(folder, model, TOKENIZER, template)
+    hf.export_folder(folder, model, TOKENIZER, CHAT_TEMPLATE)
     return model
 
 

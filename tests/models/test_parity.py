@@ -66,7 +66,7 @@ def make_folder(folder, family, options):
     torch.manual_seed(0)
     rope = {"rope_theta": 3e4, "rope_type": "default"} | options.get("rope_parameters", {})
     fields = {
-        "vocab_size": 2048, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+        "vocab_size": 3584, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
         "num_attention_heads": 6, "head_dim": 12, "rms_norm_eps": 3e-5,
         "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     }  # fmt: skip
@@ -77,7 +77,7 @@ def make_folder(folder, family, options):
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)  # norms of ones would hide mistakes
     model.save_pretrained(folder)
-    for name in ("tokenizer.model", "tokenizer_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / name).write_bytes((EMBEDDED_FOLDER / name).read_bytes())
     return model
 

@@ -12,6 +12,7 @@ from cartridges_jax.embedded.world.wordings import Wordings
 FORMS = ("JSON", "YAML", "a list")
 MOST_COUNTED = 12
 BACKWARDS_SHARE = 0.4  # of a fact stream's statements
+FRAMED_SHARE = 0.2  # of the questions in training have words around them that change nothing
 
 WEIGHTS = {  # by which a kind is drawn; what a document gives no ground for is drawn anew
     "lookup": 0.15,
@@ -28,9 +29,9 @@ WEIGHTS = {  # by which a kind is drawn; what a document gives no ground for is 
     "listing": 0.07,
     "count": 0.07,
     "quote": 0.05,
-    "summary": 0.03,
+    "summary": 0.05,
     "structure": 0.05,
-    "use case": 0.03,
+    "use case": 0.05,
     "creative": 0.02,
 }
 KINDS = tuple(WEIGHTS)
@@ -110,7 +111,12 @@ class _Asker:
 
     def _wording(self, asked: Wordings) -> str:
         wording = self.rng.choice(asked.of(self.document.split))
-        return strewn(self.rng, wording) if self.document.split == "noisy" else wording
+        if self.document.split != "noisy":
+            return wording
+        wording = strewn(self.rng, wording)
+        if self.rng.random() < FRAMED_SHARE:
+            wording = self.rng.choice(wordings.FRAMES).replace("X", wording)
+        return wording
 
     def _of_attribute(
         self, general: Wordings, own: tuple[str, ...], unseen: tuple[str, ...] = ()
@@ -347,17 +353,17 @@ def _said(rng: random.Random, answers: Answers, fact: Statement) -> tuple[str, s
     return answers.direct(fact), fact.value
 
 
-def recital(rng: random.Random, document: GeneratedDocument) -> list[tuple[str, str]]:
+def recital(rng: random.Random, document: GeneratedDocument) -> list[tuple[Statement, str, str]]:
     """All facts of a document once, in random order.
 
     Dense exercise in reading: something from the text every ten tokens, where a conversation has
     it every forty.
 
     Returns:
-      (statement, what it has from the text) pairs.
+      (fact, statement, what it has from the text) triples.
     """
     answers, facts = Answers(document), list(document.facts.values())
-    return [_said(rng, answers, fact) for fact in rng.sample(facts, len(facts))]
+    return [(fact, *_said(rng, answers, fact)) for fact in rng.sample(facts, len(facts))]
 
 
 def fact_stream(
@@ -380,6 +386,34 @@ def fact_stream(
         stream.append((said, known if fact in seen else ""))
         seen.add(fact)
     return stream
+
+
+def comparisons(
+    rng: random.Random, document: GeneratedDocument, count: int
+) -> list[tuple[list[Statement], str, str]]:
+    """Pairs of a document's things compared by values drawn anew; none if it has no numbers.
+
+    Returns:
+      (two facts, what is said of them, the name that it ends with) triples.
+    """
+    answers = Answers(document)
+    compared = [a for a in document.genre.attributes if a.kind in LESS]
+    facts = list(document.facts.values())
+    out: list[tuple[list[Statement], str, str]] = []
+    if not compared or len(document.things) < 2:
+        return out
+    while len(out) < count:
+        attribute = rng.choice(compared)
+        things, values = rng.sample(document.things, 2), [attribute.draw(rng) for _ in range(2)]
+        if values[0] == values[1]:
+            continue
+        a, b = (
+            dataclasses.replace(rng.choice(facts), thing=t, noun=attribute.noun, value=v)
+            for t, v in zip(things, values, strict=True)
+        )
+        said = answers.compared(a, b, rng.choice((LESS[attribute.kind], MORE[attribute.kind])))
+        out.append(([a, b], said, next(t for t in things if said.endswith(f"{t}."))))
+    return out
 
 
 def chance(document: GeneratedDocument, kind: str) -> float:

@@ -2,8 +2,8 @@
 
 A genre says which things a text is about, which facts there are about them and in which words; the
 writer (`writing.py`) turns that into a text and notes where every fact stands; the asker
-(`asking.py`) draws questions from those notes. Wordings under `unseen` are for validation and
-tests alone.
+(`asking.py`) draws questions from those notes. Wordings under `unseen` are for validation alone;
+tests have those of `wordings.py`.
 """
 
 import dataclasses

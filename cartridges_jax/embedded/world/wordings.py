@@ -2,8 +2,9 @@
 
 Training has many wordings of each, most of them put together from carriers and phrases: what it
 learns is to find the noun and the thing in a question, not the few sentences that it has seen. The
-wordings of validation have steered the training's design; those of the tests have steered nothing:
-they were written by somebody who did not know how the model is trained, and only scores use them.
+wordings of validation have steered the training's design; those of the tests were written by
+somebody who did not know how the model is trained, and only scores use them. Once, errors in them
+showed that training had too few forms of questions, and it got more, none of them theirs.
 
 Placeholders: {E} a thing inside a sentence, {A} and {B} two of them, {S} one that begins a sentence
 (or a pronoun), {P} its possessive, {s} a thing by name, {noun} and {second} names of facts, {V} a
@@ -26,8 +27,8 @@ class Wordings(NamedTuple):
         return {"validation": self.validation, "test": self.test}.get(split, self.train)
 
     def of_attribute(self, own: tuple[str, ...], unseen: tuple[str, ...]) -> "Wordings":
-        """With an attribute's own wordings: instead of those of training, beside the others."""
-        return Wordings(own or self.train, unseen + self.validation, unseen + self.test)
+        """With an attribute's own wordings for training and validation; tests have general ones."""
+        return Wordings(own or self.train, unseen + self.validation, self.test)
 
 
 def _crossed(carriers: tuple[str, ...], *phrases: str) -> tuple[str, ...]:
@@ -59,6 +60,28 @@ STATEMENTS = Wordings(
         "It says {V} under the {noun} of {s}.",
         "With {V} as {noun}, {s} is on the list.",
         "People know {V} as the {noun} of {s}.",
+        "For {s}, {V} was written down as the {noun}.",
+        "Ask for the {noun} of {s} and you hear {V}.",
+        "{V} was entered as {noun} for {s}.",
+        "The {noun}? For {s} it is {V}.",
+        "Everybody gives {V} as the {noun} of {s}.",
+        "There is a {noun} for {s}: {V}.",
+        "{S} was given the {noun} {V}.",
+        "{S}, with {V} as {noun}, is well known.",
+        "The {noun} was {V} for {s}.",
+        "On {s} the notes have the {noun} {V}.",
+        "{S} is down for the {noun} {V}.",
+        "{S} can be found under the {noun} {V}.",
+        "{S} got the {noun} {V}.",
+        "{P} {noun} turned out to be {V}.",
+        "Nobody doubts that {V} is the {noun} of {s}.",
+        "Let it be said that {s} has the {noun} {V}.",
+        "We all know the {noun} of {s}, which is {V}.",
+        "They put {V} down as {noun} when they came to {s}.",
+        "If you want the {noun} of {s}, take {V}.",
+        "{S} comes with the {noun} {V}.",
+        "{S} stands there, {noun} {V}.",
+        "{V}, that is the {noun} of {s}.",
     ),
     validation=("For {s} the {noun} is {V}.", "The text gives {V} as the {noun} of {s}."),
     test=(
@@ -67,6 +90,11 @@ STATEMENTS = Wordings(
         "When asked about {s}, everyone gives the same {noun}, {V}.",
         "The {noun} is {V} in the case of {s}.",
     ),
+)
+CODE_TESTS = (
+    "# The {noun} of this function is {V}.",
+    "# NOTE: uses {V} as its {noun}",
+    "# NB - for this one, {noun} = {V}",
 )
 CODE_STATEMENTS = (
     "# {noun}: {V}",
@@ -85,6 +113,12 @@ CORRECTIONS = Wordings(
         "Since then the {noun} of {s} is {V}.",
         "New: {V} is the {noun} of {s}.",
         "Later the {noun} of {s} became {V}.",
+        "The {noun} of {s} was changed to {V}.",
+        "From then on the {noun} of {s} was {V}.",
+        "Instead of what stood there before, {s} has the {noun} {V}.",
+        "Today {V} is the {noun} of {s}.",
+        "It is no longer so: {s} now has {V} as {noun}.",
+        "After all, the {noun} of {s} is {V} now.",
     ),
     validation=("This has changed: the {noun} of {s} is {V}.",),
     test=(
@@ -104,12 +138,45 @@ OPENINGS = Wordings(
         "In short,",
         "So far",
         "By the way,",
+        "Some say that",
+        "Everyone here knows that",
+        "The notes say that",
+        "It seems that",
+        "Let us not forget that",
+        "To be exact,",
+        "Of course",
+        "Once more:",
     ),
     validation=("As far as we know,", "It is certain that"),
     test=(
         "From what I have heard,",
         "You may be surprised to hear that",
     ),
+)
+
+# Around a question of any kind, in training: what is said beside it does not change it.
+FRAMES = (
+    "Hello. X",
+    "Hi there! X",
+    "X Thank you.",
+    "X Thanks a lot.",
+    "Please help me. X",
+    "One more thing. X",
+    "I was asked this: X",
+    "X It matters to me.",
+    "I have a question. X",
+    "X I really need it.",
+    "Good morning! X",
+    "Now to something else. X",
+    "X I could not find it myself.",
+    "Listen. X",
+    "I am new here. X",
+    "Be so kind: X",
+    "X Take your time.",
+    "My friend wants to know. X",
+    "All right, next one. X",
+    "X That is all.",
+    "Sorry to ask. X",
 )
 
 _ASK = (
@@ -127,6 +194,26 @@ _ASK = (
     "And what is X?",
     "I forgot X. What is it?",
     "Short question: what is X?",
+    "Could you say what X is?",
+    "Would you tell me X?",
+    "I want to know X.",
+    "I wonder what X is.",
+    "Let me know X.",
+    "Do you happen to know X?",
+    "Does the text tell us X?",
+    "Help me with X.",
+    "What would X be?",
+    "So what is X?",
+    "What is X, please?",
+    "Does anybody know X?",
+    "Have you seen X in the text? Tell me.",
+    "Check X for me.",
+    "X, please.",
+    "Is it written down what X is?",
+    "I have to know what X is.",
+    "Is there a word on X? What is it?",
+    "Let us see what X is.",
+    "What was X?",
 )
 _VALIDATION_ASK = ("Please name X.", "Could you remind me of X?")
 
@@ -136,6 +223,16 @@ QUESTIONS = Wordings(
         "Which {noun} does {E} have?",
         "What {noun} has {E}?",
         "What does the text say about the {noun} of {E}?",
+        "For {E}, what is the {noun}?",
+        "{E}: what is the {noun}?",
+        "About {E}: which {noun} is given?",
+        "What do we have as {noun} for {E}?",
+        "Which {noun} goes with {E}?",
+        "I read about {E}. Which {noun} was it?",
+        "Has {E} got a {noun}? Which?",
+        "Take {E}. What is the {noun}?",
+        "What {noun} do they give for {E}?",
+        "I know {E}, but not the {noun}. What is it?",
     ),
     validation=(
         *_crossed(_VALIDATION_ASK, "the {noun} of {E}", "{E}'s {noun}"),
@@ -166,6 +263,18 @@ REVERSE = Wordings(
         "Whose {noun} is {V}?",
         "Which {thing} has the {noun} {V}?",
         "{V} is the {noun} of which {thing}?",
+        "Which {thing} goes with the {noun} {V}?",
+        "Here is a {noun}: {V}. Of which {thing}?",
+        "For which {thing} is {V} the {noun}?",
+        "Who or what has the {noun} {V}?",
+        "Do you know the {thing} whose {noun} is {V}?",
+        "With {V} as {noun}, which {thing} is meant?",
+        "I have the {noun} {V} and need the {thing}.",
+        "Which {thing} is down for the {noun} {V}?",
+        "The {noun} {V}: whose is it?",
+        "I wonder which {thing} has {V} as {noun}.",
+        "Is there a {thing} with the {noun} {V}? Which?",
+        "Could you find out whose {noun} is {V}?",
     ),
     validation=(
         "Name the {thing} with the {noun} {V}.",
@@ -208,12 +317,26 @@ YES_NO = Wordings(
                 "Somebody says that X. Is it right?",
                 "Can one say that X?",
                 "Check this: X.",
+                "Can you confirm that X?",
+                "They told me that X. True?",
+                "Could it be that X?",
+                "Tell me if X.",
+                "I believe X. Correct?",
+                "X, true or not?",
+                "Would you agree that X?",
+                "So X?",
+                "Do I remember it well, X?",
+                "Let me check: X?",
             ),
             *_CLAIMS,
         ),
         "Is {V} the {noun} of {E}?",
         "Is {E}'s {noun} {V}?",
         "Does {E} have the {noun} {V}?",
+        "{V} is the {noun} of {E}. Is this so?",
+        "Has {E} {V} as {noun}?",
+        "Did I read {V} as the {noun} of {E}?",
+        "For {E}, is the {noun} {V}?",
     ),
     validation=_crossed(("Is it true that X?", "Would it be correct to say that X?"), *_CLAIMS[:2]),
     test=(
@@ -232,6 +355,14 @@ COMPARE = Wordings(
         "{A} or {B}: which has the {more} {noun}?",
         "Tell me which has the {more} {noun}, {A} or {B}.",
         "Between {A} and {B}, whose {noun} is {more}?",
+        "I want the {more} {noun}: {A} or {B}?",
+        "Who wins with the {more} {noun}, {A} or {B}?",
+        "Is it {A} or {B} that has the {more} {noun}?",
+        "Look at {A} and {B}. Whose {noun} is {more}?",
+        "Find out which of the two has the {more} {noun}: {A} or {B}.",
+        "{A} and {B}: who has the {more} {noun}?",
+        "I wonder whether {A} or {B} has the {more} {noun}.",
+        "Here are {A} and {B}; tell me whose {noun} is {more}.",
     ),
     validation=(
         "Of {A} and {B}, which has the {more} {noun}?",
@@ -253,6 +384,12 @@ NEXT = Wordings(
         "Say which {thing} followed {E}.",
         "After {E}, what was next?",
         "Which {thing} was the one after {E}?",
+        "And then, after {E}?",
+        "Name the {thing} that came directly after {E}.",
+        "What was the {thing} after {E}?",
+        "I wonder what came after {E}.",
+        "Once {E} was over, what came?",
+        "Could you tell me the next {thing} after {E}?",
     ),
     validation=("Which {thing} followed on {E}?", "After {E}, which {thing} came next?"),
     test=(
@@ -268,6 +405,16 @@ USE_CASES = Wordings(
         "My form asks for the {noun} of {E}. What goes there?",
         "A customer wants to know {E}'s {noun}. What do I answer?",
         "My list lacks the {noun} of {E}. What is it?",
+        "I am packing a box for {E} and must put the {noun} on it. What is it?",
+        "In my report on {E} one field is empty, the {noun}. What goes in?",
+        "A visitor asks about the {noun} of {E}. What do I tell them?",
+        "We make a poster of {E}. Which {noun} do we print?",
+        "For my diary I need to know the {noun} of {E}.",
+        "At the desk they want the {noun} of {E} from me. What is it?",
+        "My boss wants to hear the {noun} of {E}. Help me.",
+        "On the phone I was asked for the {noun} of {E}. What shall I say?",
+        "I lost the page on {E} and need the {noun}. Which is it?",
+        "I draw a map with {E} on it and write the {noun} beside it. Which?",
     ),
     validation=(
         "Somebody asks me for the {noun} of {E}. What do I say?",
@@ -285,6 +432,12 @@ CREATIVE = Wordings(
         "Write a toast to {E} that has the {noun}.",
         "Make up a cheer for {E} that names the {noun}.",
         "Compose a toast to {E} with the {noun} in it.",
+        "Cheer for {E}, please, and name the {noun}.",
+        "I need a toast to {E}. Put the {noun} in.",
+        "Praise {E} in one line with the {noun}.",
+        "Let us cheer {E}: name the {noun}.",
+        "Think up a hurrah for {E} that has the {noun}.",
+        "A happy line on {E} with the {noun}, please.",
     ),
     validation=("Write a greeting to {E} that has the {noun}.",),
     test=(
@@ -303,6 +456,14 @@ LIST = Wordings(
                 "Tell me X.",
                 "Show X.",
                 "I need X.",
+                "Could you list X?",
+                "Read out X.",
+                "Say X one after another.",
+                "I want to see X.",
+                "Line by line, X.",
+                "X, please.",
+                "Do you have X?",
+                "Put X on a list.",
             ),
             "the {what}",
             "all {what}",
@@ -327,6 +488,14 @@ COUNT = Wordings(
         "I need the count of the {what}.",
         "Give me the number of the {what}.",
         "Of the {what}, how many are there?",
+        "Can you say how many {what} there are?",
+        "What number of {what} do we have?",
+        "I want to know how many {what} the text has.",
+        "So how many {what}?",
+        "How large is the number of {what}?",
+        "Give me a count of all {what}.",
+        "The {what}: how many?",
+        "Number of {what}, please.",
     ),
     validation=("What is the number of {what}?", "Can you count the {what} for me?"),
     test=(
@@ -349,6 +518,16 @@ SUMMARY = Wordings(
         "Show me what there is on {E}.",
         "Write down all there is about {E}.",
         "In short, what about {E}?",
+        "Who or what is {E}?",
+        "Explain {E} to me.",
+        "I want to know everything about {E}.",
+        "What should I know about {E}?",
+        "Tell me more about {E}.",
+        "Bring together what is said of {E}.",
+        "Everything on {E}, please.",
+        "A few words on {E}, please.",
+        "What is there to say about {E}?",
+        "I know nothing of {E}. Tell me.",
     ),
     validation=("Sum up the text on {E}.", "Give me an overview of {E}."),
     test=(
@@ -368,6 +547,13 @@ STRUCTURE = Wordings(
         "Write down the {nouns} of {E} as {form}.",
         "For {E}, write the {nouns} as {form}.",
         "Make {form} with the {nouns} of {E}.",
+        "{form} with the {nouns} of {E}, please.",
+        "Can you write the {nouns} of {E} as {form}?",
+        "My program reads {form}. Give it the {nouns} of {E}.",
+        "What would the {nouns} of {E} be in {form}?",
+        "Format the {nouns} of {E} as {form}.",
+        "I want {form} that has the {nouns} of {E}.",
+        "Use {form} for the {nouns} of {E}.",
     ),
     validation=(
         "Turn the {nouns} of {E} into {form}.",
@@ -390,6 +576,9 @@ QUOTE = Wordings(
                 "Show X.",
                 "I need X.",
                 "Write down X.",
+                "Can you quote X?",
+                "Read me X.",
+                "I want X exactly.",
             ),
             "the words about {E}",
             "the quoted words about {E}",
@@ -399,6 +588,9 @@ QUOTE = Wordings(
         "Which words does the text quote about {E}?",
         "What is quoted about {E}?",
         "How do the quoted words about {E} go?",
+        "How does the note on {E} read?",
+        "What did they write about {E}? Quote it.",
+        "Which note is there on {E}? Quote it.",
     ),
     validation=("Repeat the words quoted about {E}.", "Copy out the quotation about {E}."),
     test=(
@@ -409,7 +601,18 @@ QUOTE = Wordings(
 QUOTE_SENTENCE = Wordings(
     train=(
         *_crossed(
-            ("Quote X.", "Give me X.", "Copy X.", "Find X and quote it.", "Show X.", "I need X."),
+            (
+                "Quote X.",
+                "Give me X.",
+                "Copy X.",
+                "Find X and quote it.",
+                "Show X.",
+                "I need X.",
+                "Can you give me X?",
+                "Please quote X.",
+                "Say X in full.",
+                "Complete X.",
+            ),
             'the sentence that begins with "{begin}"',
             'the whole sentence that starts with "{begin}"',
             'the sentence beginning with "{begin}"',
@@ -417,6 +620,9 @@ QUOTE_SENTENCE = Wordings(
         ),
         'How does the sentence go on that begins with "{begin}"?',
         'Which is the sentence that starts with "{begin}"?',
+        'It starts with "{begin}". How does the sentence go on?',
+        'Go on with the sentence "{begin}".',
+        'There is a sentence with "{begin}" at its beginning. Quote it.',
     ),
     validation=(
         'Which sentence begins with "{begin}"? Quote it.',

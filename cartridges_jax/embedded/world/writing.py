@@ -379,9 +379,11 @@ class _Writer:
                 self.text += f"\n    {rng.choice(self.genre.remarks)}"
             self.text += "\n    "
             start = len(self.text)
-            special = attribute.kind == "entity" or rng.random() < SPECIAL_SHARE
+            is_call = attribute.kind == "entity"
+            special = is_call or rng.random() < SPECIAL_SHARE
             seen = attribute.statements if special else wordings.CODE_STATEMENTS
-            own = Wordings(seen, validation=attribute.unseen, test=attribute.unseen)
+            tested = attribute.unseen if is_call else wordings.CODE_TESTS
+            own = Wordings(seen, validation=attribute.unseen, test=tested)
             said = self._one_of(own, around=False)
             value = self.values[thing][attribute.noun]
             self.text += said.format(V=value, noun=attribute.noun)

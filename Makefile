@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-full lint format clean
+.PHONY: demo test test-full results lint format clean
 
 demo: .venv/installed-demo
 	$(BIN)/cartridges demo --out=demo
@@ -14,6 +14,14 @@ test: .venv/installed-test lint
 
 test-full: .venv/installed-test lint
 	$(BIN)/python -m pytest -m ""
+
+# All that depends on the embedded model's weights, resumable.
+results: .venv/installed-test
+	$(BIN)/python -m experiments.embedded_scores
+	$(BIN)/python -m experiments.self_study_quality
+	$(BIN)/python -m experiments.int8_drift
+	$(BIN)/python -m experiments.cartridge_table
+	$(BIN)/python -m experiments.document_tables
 
 lint: .venv/installed-test
 	$(BIN)/ruff format --check .

@@ -1,59 +1,219 @@
 """How well the model in the package reads: accuracy by question type on held-out documents.
 
-    python -m experiments.embedded_scores
+    python -m experiments.embedded_scores --work=runs/scores
 
-Twelve documents of about 500 tokens that training never saw, 50 questions each, with the document
-in the context, without it, and chance. About one minute on two CPU cores. The result is committed
-as experiments/results/embedded_scores.json; the model card quotes it.
+Documents that training never saw, in wordings that nothing was tuned on: of 500, 1,000 and 1,900
+tokens, of a genre that training has not, and of other lengths for the length curve; each question
+with the document in the context and without it. Documents are drawn until there are 400 questions
+of every type. Stopped and run again, it goes on. The result is committed as
+experiments/results/embedded_scores.json; the model card quotes it.
 """
 
-from absl import app, flags
+import collections
+import dataclasses
+import hashlib
+import json
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from cartridges_jax import load_model
-from cartridges_jax.evaluation.arms import FULL_CONTEXT, NO_CONTEXT, answer, control_arms
-from cartridges_jax.evaluation.evaluate import score_answers
-from cartridges_jax.evaluation.suites import embedded_questions, held_out_document
+from absl import app, flags
+from etils import epath
+
+from cartridges_jax import LanguageModel, files, load_model
+from cartridges_jax.embedded.world import asking, genres
+from cartridges_jax.evaluation import suites
+from cartridges_jax.evaluation.arms import Arm, answer
+from cartridges_jax.evaluation.scoring import is_right, wilson
+from cartridges_jax.evaluation.suites import (
+    ANSWER_ROOM,
+    ANSWER_TOKENS,
+    Question,
+    embedded_questions,
+    held_out_document,
+)
 from cartridges_jax.metrics import progress
 from experiments.record import write_result
 
-_DOCUMENTS = flags.DEFINE_integer("documents", 12, "Held-out documents.")
-_TOKENS = flags.DEFINE_integer(
-    "tokens", 560, "Tokens asked of a document; it comes out some 60 shorter."
+_WORK = flags.DEFINE_string("work", "runs/scores", "Folder of answers by document.")
+_WANTED = flags.DEFINE_integer("wanted", 400, "Questions of each type in each set.", 1)
+_DOCUMENTS = flags.DEFINE_integer(
+    "documents", 800, "Most documents of a set; some types of questions are rare.", 1
 )
-_QUESTIONS = flags.DEFINE_integer("questions", 50, "Questions for each document.")
 _OUT = flags.DEFINE_string("out", "experiments/results/embedded_scores.json", "Result file.")
+
+PER_DOCUMENT = 12  # most questions of a type about one document
+FULL, NONE = "full context", "no context"
+TWO_ANSWERS = ("yes/no", "compare", "order")  # their conclusion alone is scored too
+DIRECT = ("lookup", "table", "copy", "update")  # that the text answers, beside "absent"
+CURVE_KINDS = ("lookup", "reverse", "quote")
+_CONCLUSION = re.compile(r"(so yes|so no|The \w+ is .+)\.$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Set:
+    """Documents of one length and kind, and what is asked about them."""
+
+    name: str
+    tokens: int
+    genre: str | None = None
+    kinds: tuple[str, ...] = asking.KINDS
+
+
+NO_CALLS = tuple(kind for kind in asking.KINDS if kind != "calls")  # code alone has them
+SETS = (
+    Set("500", 500),
+    Set("1000", 1000),
+    Set("1900", 1900),
+    Set("held-out genre, 1000", 1000, genres.MUSEUM.name, NO_CALLS),
+    *(Set(f"curve {n}", n, kinds=CURVE_KINDS) for n in (250, 750, 1400)),
+)
+
+
+def sources_digest() -> str:
+    """Of what decides which questions there are: answers kept from before belong to the same."""
+    world = epath.Path(asking.__file__).parent
+    digest = hashlib.sha256()
+    for file in (*sorted(world.glob("*.py")), epath.Path(suites.__file__), epath.Path(__file__)):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def of_document(
+    model: LanguageModel, part: Set, index: int, kinds: Sequence[str]
+) -> dict[str, Any] | None:
+    """Questions of some kinds about one document, with both answers; None where it is too long."""
+    name = f"scores {part.name} {index}"
+    document, made = held_out_document(name, part.tokens, part.genre)
+    context = model.template.render_context(document.title, document.text)
+    if len(context) > model.config.window - ANSWER_ROOM:
+        return None
+    many = dict.fromkeys(kinds, 1.0)
+    asked = embedded_questions(made, name, PER_DOCUMENT * len(many), shares=many)
+    if not asked:
+        return None
+    texts = [q.question for q in asked]
+    full = Arm(FULL, len(context), prefix=model.read(context))
+    empty = model.template.empty_context()
+    none = Arm(NONE, len(empty), tuple(empty))
+    return {
+        "tokens": len(context),
+        "facts": len(made.facts),
+        "questions": [dataclasses.asdict(q) for q in asked],
+        "answers": {arm.name: answer(model, arm, texts, ANSWER_TOKENS) for arm in (full, none)},
+    }
+
+
+def answers_of(model: LanguageModel, part: Set, work: epath.Path) -> list[dict[str, Any]]:
+    """All documents of a set, until each type has enough questions or luck runs out."""
+    found: list[dict[str, Any]] = []
+    counts: collections.Counter[str] = collections.Counter()
+    bar = progress(_WANTED.value, part.name, "of the rarest type")
+    for index in range(_DOCUMENTS.value):
+        lacking = [kind for kind in part.kinds if counts[kind] < _WANTED.value]
+        if not lacking:
+            break
+        file = work / f"{part.name.replace(', ', '_').replace(' ', '_')}-{index}.json"
+        if file.exists():
+            one = json.loads(file.read_text())
+        else:
+            one = of_document(model, part, index, lacking)
+            files.write_json(file, one)
+        if one is None:
+            continue
+        found.append(one)
+        counts.update(q["type"] for q in one["questions"])
+        least = min(counts[kind] for kind in part.kinds)
+        bar.update(min(least, _WANTED.value) - bar.n)
+    bar.close()
+    return found
+
+
+def _share(marks: Iterable[bool]) -> dict[str, float | None]:
+    marks = list(marks)
+    return wilson(sum(marks), len(marks)).as_json()
+
+
+def _conclusion(text: str) -> str:
+    match = _CONCLUSION.search(text)
+    return match[1] if match else ""
+
+
+def scores_of(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """Shares of right answers by type and arm, over at most the wanted number of questions."""
+    rows: dict[str, list[tuple[Question, dict[str, str]]]] = collections.defaultdict(list)
+    sources: dict[str, set[int]] = collections.defaultdict(set)
+    for number, one in enumerate(documents):
+        for i, fields in enumerate(one["questions"]):
+            question = Question(**fields | {"answers": tuple(fields["answers"])})
+            given = {arm: texts[i] for arm, texts in one["answers"].items()}
+            if len(rows[question.type]) < _WANTED.value:
+                rows[question.type].append((question, given))
+                sources[question.type].add(number)
+
+    def right(q: Question, text: str) -> bool:
+        return is_right(text, q.answers, q.parser)
+
+    types = {}
+    for kind in sorted(rows):
+        types[kind] = {arm: _share(right(q, g[arm]) for q, g in rows[kind]) for arm in (FULL, NONE)}
+        types[kind]["documents"] = len(sources[kind])
+        types[kind]["chance"] = statistics.fmean(q.chance or 0.0 for q, _ in rows[kind])
+        if kind in TWO_ANSWERS:
+            concluded = [(q, g) for q, g in rows[kind] if _conclusion(q.answers[0])]
+            types[kind]["conclusion"] = {
+                arm: _share(_conclusion(g[arm]) == _conclusion(q.answers[0]) for q, g in concluded)
+                for arm in (FULL, NONE)
+            }
+    result: dict[str, Any] = {
+        "documents": len(documents),
+        "tokens": [one["tokens"] for one in documents],
+        "tokens_of_fact": statistics.fmean(one["tokens"] / one["facts"] for one in documents),
+        "types": types,
+    }
+    if "absent" in rows:
+        denials = [_denies(g[FULL]) for _, g in rows["absent"]]
+        answers = [not _denies(g[FULL]) for kind in DIRECT for _, g in rows[kind]]
+        result["absent"] = {
+            "denied": _share(denials),
+            "answered": _share(answers),
+            "balanced": (statistics.fmean(denials) + statistics.fmean(answers)) / 2,
+        }
+    wrong = [
+        {"question": q.question, "right": q.answers[0], "given": g[FULL]}
+        for kind in sorted(rows)
+        for q, g in [row for row in rows[kind] if not right(row[0], row[1][FULL])][:4]
+    ]
+    return result | {"errors": wrong}
+
+
+def _denies(text: str) -> bool:
+    return text.strip().endswith("is not in the text.")
 
 
 def main(_) -> None:
     model = load_model("embedded")
-    questions, answers, sizes = [], {NO_CONTEXT: [], FULL_CONTEXT: []}, []
-    bar = progress(_DOCUMENTS.value, "documents", "doc")
-    for i in range(_DOCUMENTS.value):
-        name = f"scores {i} {_TOKENS.value}"
-        document, made = held_out_document(name, _TOKENS.value)
-        asked = embedded_questions(made, name, _QUESTIONS.value)
-        questions += asked
-        for arm in control_arms(model, [document], num_slots=32, answer_room=160):
-            if arm.name in answers:
-                answers[arm.name] += answer(model, arm, [q.question for q in asked], 96)
-            if arm.name == FULL_CONTEXT:
-                sizes.append(arm.num_tokens)
-        bar.update()
-    bar.close()
-    scores = score_answers(questions, answers, FULL_CONTEXT)
-    scores["errors"] = [
-        {"question": row["question"], "right": row["answers"][0], "given": given["text"]}
-        for row in scores.pop("answers")
-        if not (given := row["given"][FULL_CONTEXT])["right"]
-    ][:40]
-    write_result(_OUT.value, scores | {"document_tokens": sizes, "model": model.identity})
-    for kind, chance in scores["chance"].items():
-        full, none = (scores["accuracy"][a]["by_type"][kind] for a in (FULL_CONTEXT, NO_CONTEXT))
-        print(
-            f"{kind:<10} n={full['n']:<4} in context {full['value']:.3f} "
-            f"({full['low']:.3f} to {full['high']:.3f})  no context {none['value']:.3f}  "
-            f"chance {chance:.3f}"
-        )
+    name = f"{model.fingerprint['weights'][:12]}-{_WANTED.value}-{sources_digest()}"
+    work = files.output_folder(epath.Path(_WORK.value) / name)
+    found = {part.name: scores_of(answers_of(model, part, work)) for part in SETS}
+    write_result(_OUT.value, {"model": model.identity, "sets": found})
+    for name, scores in found.items():
+        print(f"\n{name}: {scores['documents']} documents")
+        for kind, of in scores["types"].items():
+            full, none = of[FULL], of[NONE]
+            print(
+                f"  {kind:<10} n={full['n']:<4} in context {100 * full['value']:5.1f} % "
+                f"({100 * full['low']:.1f} to {100 * full['high']:.1f})  no context "
+                f"{100 * none['value']:.1f} %  chance {100 * of['chance']:.1f} %"
+            )
+            if "conclusion" in of:
+                both = " and ".join(
+                    f"{100 * of['conclusion'][a]['value']:.1f}" for a in (FULL, NONE)
+                )
+                print(f"  {'':<10} conclusion alone {both} %")
+        if "absent" in scores:
+            print(f"  told what is not in the text, balanced: {scores['absent']['balanced']:.3f}")
 
 
 if __name__ == "__main__":

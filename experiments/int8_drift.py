@@ -17,7 +17,12 @@ from absl import app, flags
 from cartridges_jax import LanguageModel, load_model
 from cartridges_jax.evaluation.arms import Arm, answer
 from cartridges_jax.evaluation.evaluate import score_answers
-from cartridges_jax.evaluation.suites import Question, embedded_questions, held_out_document
+from cartridges_jax.evaluation.suites import (
+    ANSWER_TOKENS,
+    Question,
+    embedded_questions,
+    held_out_document,
+)
 from cartridges_jax.models.chat_template import Message
 from experiments.record import write_result
 
@@ -57,7 +62,7 @@ def main(_) -> None:
         context = exact.template.render_context(document.title, document.text)
         for name, model in models.items():
             arm = Arm(name, len(context), tuple(context))
-            answers[name] += answer(model, arm, [q.question for q in asked], 96)
+            answers[name] += answer(model, arm, [q.question for q in asked], ANSWER_TOKENS)
         for question in asked[::5]:
             ids = conversation(exact, context, question)
             ids = ids[: len(ids) // 32 * 32]  # few shapes to compile

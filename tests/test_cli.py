@@ -62,7 +62,7 @@ def test_evaluate_writes_results_and_a_report(made, corpus, capsys):
         "cartridge",
     }
     assert results["accuracy"]["full KV"]["all"] == results["accuracy"]["full context"]["all"]
-    assert results["arms"]["cartridge"]["kv_bytes"] == 16 * 4096
+    assert results["arms"]["cartridge"]["kv_bytes"] == 16 * 12 * 1024
     held = {name: arm["held_out"]["kl"] for name, arm in results["arms"].items()}
     assert held["full context"] < held["cartridge"] < held["no context"]
     page = (made / "eval" / "report.html").read_text()
@@ -178,7 +178,7 @@ def test_a_cartridge_of_another_model(capsys, tmp_path, corpus):
     cartridge = tiny.kv_as_cartridge(range(3, 20))
     cartridge.save(tmp_path / "a.cartridge")
     argv = ["chat", f"--cartridge={tmp_path / 'a.cartridge'}"]
-    fails(capsys, argv, "3 layers, 4 kv heads of size 10; the model embedded has 4")
+    fails(capsys, argv, "3 layers, 4 kv heads of size 10; the model embedded has 6")
 
 
 def test_other_text_than_was_studied(capsys, tmp_path, made, corpus):

@@ -24,7 +24,7 @@ from cartridges_jax.evaluation import arms as arms_module
 from cartridges_jax.evaluation.arms import Arm
 from cartridges_jax.evaluation.divergence import divergence
 from cartridges_jax.evaluation.report import write_report
-from cartridges_jax.evaluation.scoring import Share, is_right, paired_difference, wilson
+from cartridges_jax.evaluation.scoring import is_right, paired_difference, wilson
 from cartridges_jax.evaluation.suites import Question
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import progress
@@ -230,12 +230,12 @@ def score_answers(
         by_type = {}
         for kind in types:
             of_kind = [mark for mark, q in zip(marks, questions, strict=True) if q.type == kind]
-            by_type[kind] = _share(wilson(sum(of_kind), len(of_kind)))
+            by_type[kind] = wilson(sum(of_kind), len(of_kind)).as_json()
         solvable = [mark for mark, known in zip(marks, right[reference], strict=True) if known]
         accuracy[arm] = {
-            "all": _share(wilson(sum(marks), len(marks))),
-            "where_reference_is_right": _share(wilson(sum(solvable), len(solvable))),
-            "difference_to_reference": _share(paired_difference(marks, right[reference])),
+            "all": wilson(sum(marks), len(marks)).as_json(),
+            "where_reference_is_right": wilson(sum(solvable), len(solvable)).as_json(),
+            "difference_to_reference": paired_difference(marks, right[reference]).as_json(),
             "by_type": by_type,
         }
     chances: dict[str, float | None] = {}
@@ -286,8 +286,3 @@ def _describe(model: LanguageModel, arm: Arm) -> dict[str, Any]:
         "kv_bytes": arm.num_tokens * model.config.kv_floats_per_token * itemsize,
         "note": arm.note,
     }
-
-
-def _share(share: Share) -> dict[str, float | None]:
-    """A share as JSON, which has no NaN: the value over no questions is null."""
-    return dataclasses.asdict(share) | {"value": share.value if share.n else None}

@@ -61,6 +61,10 @@ class Share:
     high: float
     n: int
 
+    def as_json(self) -> dict[str, float | None]:
+        """As JSON, which has no NaN: the value over no questions is null."""
+        return dataclasses.asdict(self) | {"value": self.value if self.n else None}
+
 
 def wilson(right: int, n: int) -> Share:
     """Wilson's 95 % interval of `right` out of `n`."""

@@ -1,0 +1,130 @@
+"""How good the embedded model's own questions and answers are, by the ground truth of its texts.
+
+    python -m experiments.self_study_quality --work=runs/self_study
+
+Self-study of documents of 1,900 tokens, 2,000 conversations each, as the cartridge table does it.
+Of the first 1,000 questions: how many can be answered from the chunk, how many are different, how
+many answers to the answerable ones are right; of all 2,000: how many of the document's facts they
+are about. And the model's speed: tokens a second in decoding and in scoring. The result is
+committed as experiments/results/self_study_quality.json.
+"""
+
+import collections
+import dataclasses
+import shutil
+import tempfile
+import time
+from typing import Any
+
+from absl import app, flags
+from etils import epath
+
+from cartridges_jax import Document, LanguageModel, load_model
+from cartridges_jax.distillation.targets import score_targets
+from cartridges_jax.embedded.world.schema import GeneratedDocument
+from cartridges_jax.embedded.world.understanding import understand
+from cartridges_jax.evaluation.arms import Arm
+from cartridges_jax.evaluation.evaluate import decode_rate
+from cartridges_jax.evaluation.scoring import is_right, wilson
+from cartridges_jax.evaluation.suites import held_out_document, parser_of, shown_part
+from cartridges_jax.self_study.conversation import Conversation
+from cartridges_jax.self_study.synthesize import SynthesisConfig, load_conversations, synthesize
+from experiments.record import write_result
+
+_WORK = flags.DEFINE_string("work", "runs/self_study", "Folder of conversations.")
+_DOCUMENTS = flags.DEFINE_integer("documents", 3, "Held-out documents.", 1)
+_OUT = flags.DEFINE_string("out", "experiments/results/self_study_quality.json", "Result file.")
+
+TOKENS = 1900
+JUDGED = 1000  # conversations, of each document
+STUDY = SynthesisConfig(num_conversations=2000, seed_prompts="focused", min_confidence=0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What the ground truth says of one conversation."""
+
+    about: tuple[str, int, int]  # question and chunk
+    family: str
+    kind: str  # of question; empty where the chunk gives no answer
+    right: bool
+    facts: tuple[tuple[str, str], ...]
+
+
+def judge(shown: GeneratedDocument, one: Conversation) -> Judgement:
+    """Compares a conversation with what its chunk says, which is `shown`."""
+    question, answer = (message["content"] for message in one.messages[:2])
+    turn = understand(shown, question)
+    about = (question, one.chunk.start, one.chunk.end)
+    if turn is None:
+        return Judgement(about, one.family, "", False, ())
+    right = is_right(answer, (turn.answer,), parser_of(turn))
+    return Judgement(about, one.family, turn.kind, right, turn.facts)
+
+
+def summary_of(made: GeneratedDocument, judged: list[Judgement]) -> dict[str, Any]:
+    """The four figures, with what went wrong most."""
+    first = judged[:JUDGED]
+    valid = [j for j in first if j.kind]
+    different = {j.about: j for j in valid}.values()  # the same again is no new evidence
+    asked = {fact for j in judged for fact in j.facts}
+    families = collections.Counter(j.family for j in first)
+    valid_families = collections.Counter(j.family for j in valid)
+    return {
+        "valid": wilson(len(valid), len(first)).as_json(),
+        "right": wilson(sum(j.right for j in different), len(different)).as_json(),
+        "distinct": len({j.about[0] for j in first}) / len(first),
+        "facts": len(made.facts),
+        "covered": len(asked & set(made.facts)) / len(made.facts),
+        "conversations": len(judged),
+        "kinds": dict(collections.Counter(j.kind for j in valid).most_common()),
+        "valid_by_family": {f: valid_families[f] / n for f, n in sorted(families.items())},
+        "not_valid": [j.about[0] for j in first if not j.kind][:20],
+        "missed": [" / ".join(fact) for fact in sorted(set(made.facts) - asked)][:20],
+    }
+
+
+def speed(model: LanguageModel, document: Document, data: epath.Path) -> dict[str, Any]:
+    """Tokens a second: of answers to 32 rows about one document, and of scored conversations."""
+    context = model.template.render_context(document.title, document.text)
+    arm = Arm("full context", len(context), prefix=model.read(context))
+    scored = []
+    for _ in range(2):  # the first also compiles
+        with tempfile.TemporaryDirectory() as folder:
+            copy = shutil.copytree(data, epath.Path(folder) / "data")
+            started = time.perf_counter()
+            tokens = score_targets(model, copy).total("tokens")
+            scored.append(tokens / (time.perf_counter() - started))
+    return {"decode": decode_rate(model, arm, 32), "scoring": scored[-1]}
+
+
+def main(_) -> None:
+    model = load_model("embedded")
+    work = epath.Path(_WORK.value) / model.fingerprint["weights"][:12]
+    found: dict[str, Any] = {}
+    rates: dict[str, Any] = {}
+    for i in range(_DOCUMENTS.value):
+        document, made = held_out_document(f"self-study {i}", TOKENS)
+        shards = synthesize(model, [document], work / f"document_{i}", STUDY)
+        told = [one for index in sorted(shards.shards) for one in load_conversations(shards, index)]
+        dropped = shards.total("dropped")
+        rates = rates or speed(model, document, work / f"document_{i}")
+        tokenizer, ids = model.template.tokenizer, model.template.tokenizer.encode(made.text)
+        judged = [judge(shown_part(made, c.chunk, tokenizer, ids), c) for c in told]
+        scores = summary_of(made, judged)
+        found[document.name] = scores | {"genre": made.genre.name, "dropped": dropped}
+        print(
+            f"{made.genre.name}: valid {scores['valid']['value']:.3f}, right "
+            f"{scores['right']['value']:.3f}, distinct {scores['distinct']:.3f}, facts covered "
+            f"{scores['covered']:.3f} of {scores['facts']}",
+            flush=True,
+        )
+    study = vars(STUDY) | {"tokens": TOKENS}
+    write_result(
+        _OUT.value,
+        {"model": model.identity, "study": study, "speed": rates, "documents": found},
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -12,7 +12,7 @@ from cartridges_jax.embedded.world.wordings import Wordings
 FORMS = ("JSON", "YAML", "a list")
 MOST_COUNTED = 12
 BACKWARDS_SHARE = 0.4  # of a fact stream's statements
-FRAMED_SHARE = 0.2  # of the questions in training have words around them that change nothing
+FRAMED_SHARE = 0.25  # of the questions in training have words around them that change nothing
 
 WEIGHTS = {  # by which a kind is drawn; what a document gives no ground for is drawn anew
     "lookup": 0.15,
@@ -26,11 +26,11 @@ WEIGHTS = {  # by which a kind is drawn; what a document gives no ground for is 
     "order": 0.09,
     "yes/no": 0.08,
     "absent": 0.07,
-    "listing": 0.07,
+    "listing": 0.10,
     "count": 0.07,
-    "quote": 0.05,
+    "quote": 0.09,
     "summary": 0.05,
-    "structure": 0.05,
+    "structure": 0.07,
     "use case": 0.05,
     "creative": 0.02,
 }

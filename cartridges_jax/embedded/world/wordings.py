@@ -1,16 +1,19 @@
 """How things are asked and stated in general, for facts of any noun.
 
-Training has many wordings of each, most of them put together from carriers and phrases: what it
-learns is to find the noun and the thing in a question, not the few sentences that it has seen. The
-wordings of validation have steered the training's design; those of the tests were written by
-somebody who did not know how the model is trained, and only scores use them. Once, errors in them
-showed that training had too few forms of questions, and it got more, none of them theirs.
+Training has many wordings of each, some put together from carriers and phrases: what it learns is
+to find the noun and the thing in a question, not the few sentences that it has seen. The wordings
+of validation have steered the training's design; those of the tests were written by somebody who
+did not know how the model is trained, and only scores use them. Errors in them showed that training
+had too few forms of questions. It got more: `paraphrases.json` is by another author, who was told
+what is asked and saw none of the wordings here; what happened to be one of the tests' was dropped.
 
 Placeholders: {E} a thing inside a sentence, {A} and {B} two of them, {S} one that begins a sentence
 (or a pronoun), {P} its possessive, {s} a thing by name, {noun} and {second} names of facts, {V} a
 value, {thing} the genre's word for a thing.
 """
 
+import importlib.resources
+import json
 from typing import NamedTuple
 
 from cartridges_jax.embedded.world.schema import Split
@@ -35,6 +38,10 @@ def _crossed(carriers: tuple[str, ...], *phrases: str) -> tuple[str, ...]:
     """Every carrier with every phrase in place of its X."""
     return tuple(c.replace("X", phrase) for c in carriers for phrase in phrases)
 
+
+_PARAPHRASES: dict[str, list[str]] = json.loads(
+    importlib.resources.files("cartridges_jax.embedded.world").joinpath("paraphrases.json").read_text()
+)
 
 STATEMENTS = Wordings(
     train=(
@@ -82,6 +89,7 @@ STATEMENTS = Wordings(
         "{S} comes with the {noun} {V}.",
         "{S} stands there, {noun} {V}.",
         "{V}, that is the {noun} of {s}.",
+        *_PARAPHRASES["statements"],
     ),
     validation=("For {s} the {noun} is {V}.", "The text gives {V} as the {noun} of {s}."),
     test=(
@@ -103,6 +111,7 @@ CODE_STATEMENTS = (
     "# has {V} as {noun}",
     "# {V}, by {noun}",
     "# with the {noun} {V}",
+    *_PARAPHRASES["code_statements"],
 )
 CORRECTIONS = Wordings(
     train=(
@@ -119,6 +128,7 @@ CORRECTIONS = Wordings(
         "Today {V} is the {noun} of {s}.",
         "It is no longer so: {s} now has {V} as {noun}.",
         "After all, the {noun} of {s} is {V} now.",
+        *_PARAPHRASES["corrections"],
     ),
     validation=("This has changed: the {noun} of {s} is {V}.",),
     test=(
@@ -146,6 +156,7 @@ OPENINGS = Wordings(
         "To be exact,",
         "Of course",
         "Once more:",
+        *_PARAPHRASES["openings"],
     ),
     validation=("As far as we know,", "It is certain that"),
     test=(
@@ -177,6 +188,7 @@ FRAMES = (
     "All right, next one. X",
     "X That is all.",
     "Sorry to ask. X",
+    *_PARAPHRASES["frames"],
 )
 
 _ASK = (
@@ -233,6 +245,7 @@ QUESTIONS = Wordings(
         "Take {E}. What is the {noun}?",
         "What {noun} do they give for {E}?",
         "I know {E}, but not the {noun}. What is it?",
+        *_PARAPHRASES["questions"],
     ),
     validation=(
         *_crossed(_VALIDATION_ASK, "the {noun} of {E}", "{E}'s {noun}"),
@@ -275,6 +288,7 @@ REVERSE = Wordings(
         "I wonder which {thing} has {V} as {noun}.",
         "Is there a {thing} with the {noun} {V}? Which?",
         "Could you find out whose {noun} is {V}?",
+        *_PARAPHRASES["reverse"],
     ),
     validation=(
         "Name the {thing} with the {noun} {V}.",
@@ -287,7 +301,7 @@ REVERSE = Wordings(
     ),
 )
 CHAIN = Wordings(
-    train=_crossed(_ASK, "the {second} of {E}'s {noun}"),
+    train=(*_crossed(_ASK, "the {second} of {E}'s {noun}"), *_PARAPHRASES["chain"]),
     validation=_crossed(_VALIDATION_ASK, "the {second} of {E}'s {noun}"),
     test=(
         "What {second} does the {noun} of {E} have?",
@@ -295,10 +309,13 @@ CHAIN = Wordings(
     ),
 )
 WHOSE = Wordings(
-    train=_crossed(
-        _ASK,
-        "the {second} of the {thing} whose {noun} is {V}",
-        "the {second} of the {thing} that has the {noun} {V}",
+    train=(
+        *_crossed(
+            _ASK,
+            "the {second} of the {thing} whose {noun} is {V}",
+            "the {second} of the {thing} that has the {noun} {V}",
+        ),
+        *_PARAPHRASES["whose"],
     ),
     validation=_crossed(_VALIDATION_ASK, "the {second} of the {thing} whose {noun} is {V}"),
     test=(
@@ -337,6 +354,7 @@ YES_NO = Wordings(
         "Has {E} {V} as {noun}?",
         "Did I read {V} as the {noun} of {E}?",
         "For {E}, is the {noun} {V}?",
+        *_PARAPHRASES["yes_no"],
     ),
     validation=_crossed(("Is it true that X?", "Would it be correct to say that X?"), *_CLAIMS[:2]),
     test=(
@@ -363,6 +381,7 @@ COMPARE = Wordings(
         "{A} and {B}: who has the {more} {noun}?",
         "I wonder whether {A} or {B} has the {more} {noun}.",
         "Here are {A} and {B}; tell me whose {noun} is {more}.",
+        *_PARAPHRASES["compare"],
     ),
     validation=(
         "Of {A} and {B}, which has the {more} {noun}?",
@@ -390,6 +409,7 @@ NEXT = Wordings(
         "I wonder what came after {E}.",
         "Once {E} was over, what came?",
         "Could you tell me the next {thing} after {E}?",
+        *_PARAPHRASES["next"],
     ),
     validation=("Which {thing} followed on {E}?", "After {E}, which {thing} came next?"),
     test=(
@@ -415,6 +435,7 @@ USE_CASES = Wordings(
         "On the phone I was asked for the {noun} of {E}. What shall I say?",
         "I lost the page on {E} and need the {noun}. Which is it?",
         "I draw a map with {E} on it and write the {noun} beside it. Which?",
+        *_PARAPHRASES["use_cases"],
     ),
     validation=(
         "Somebody asks me for the {noun} of {E}. What do I say?",
@@ -438,6 +459,7 @@ CREATIVE = Wordings(
         "Let us cheer {E}: name the {noun}.",
         "Think up a hurrah for {E} that has the {noun}.",
         "A happy line on {E} with the {noun}, please.",
+        *_PARAPHRASES["creative"],
     ),
     validation=("Write a greeting to {E} that has the {noun}.",),
     test=(
@@ -471,6 +493,7 @@ LIST = Wordings(
         ),
         "Which are the {what}?",
         "What are the {what}?",
+        *_PARAPHRASES["list"],
     ),
     validation=("Give me a list of the {what}.", "Put down the {what} one by one."),
     test=(
@@ -496,6 +519,7 @@ COUNT = Wordings(
         "Give me a count of all {what}.",
         "The {what}: how many?",
         "Number of {what}, please.",
+        *_PARAPHRASES["count"],
     ),
     validation=("What is the number of {what}?", "Can you count the {what} for me?"),
     test=(
@@ -528,6 +552,7 @@ SUMMARY = Wordings(
         "A few words on {E}, please.",
         "What is there to say about {E}?",
         "I know nothing of {E}. Tell me.",
+        *_PARAPHRASES["summary"],
     ),
     validation=("Sum up the text on {E}.", "Give me an overview of {E}."),
     test=(
@@ -554,6 +579,7 @@ STRUCTURE = Wordings(
         "Format the {nouns} of {E} as {form}.",
         "I want {form} that has the {nouns} of {E}.",
         "Use {form} for the {nouns} of {E}.",
+        *_PARAPHRASES["structure"],
     ),
     validation=(
         "Turn the {nouns} of {E} into {form}.",
@@ -591,6 +617,7 @@ QUOTE = Wordings(
         "How does the note on {E} read?",
         "What did they write about {E}? Quote it.",
         "Which note is there on {E}? Quote it.",
+        *_PARAPHRASES["quote"],
     ),
     validation=("Repeat the words quoted about {E}.", "Copy out the quotation about {E}."),
     test=(
@@ -623,6 +650,7 @@ QUOTE_SENTENCE = Wordings(
         'It starts with "{begin}". How does the sentence go on?',
         'Go on with the sentence "{begin}".',
         'There is a sentence with "{begin}" at its beginning. Quote it.',
+        *_PARAPHRASES["quote_sentence"],
     ),
     validation=(
         'Which sentence begins with "{begin}"? Quote it.',

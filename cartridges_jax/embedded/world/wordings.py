@@ -40,7 +40,9 @@ def _crossed(carriers: tuple[str, ...], *phrases: str) -> tuple[str, ...]:
 
 
 _PARAPHRASES: dict[str, list[str]] = json.loads(
-    importlib.resources.files("cartridges_jax.embedded.world").joinpath("paraphrases.json").read_text()
+    importlib.resources.files("cartridges_jax.embedded.world")
+    .joinpath("paraphrases.json")
+    .read_text()
 )
 
 STATEMENTS = Wordings(

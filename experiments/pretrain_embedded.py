@@ -10,6 +10,7 @@ folder, with the curves so far; `--start` goes on from a model instead of fresh 
 """
 
 import collections
+import dataclasses
 import functools
 import hashlib
 import os
@@ -65,7 +66,15 @@ _START = flags.DEFINE_string(
 _PEAK_RATE = flags.DEFINE_float("peak_rate", 3e-3, "Highest learning rate.")
 _EXPORT = flags.DEFINE_bool("export", False, "Only write the last checkpoint as a model folder.")
 
-TOKENS_PER_STEP, PIECE_TOKENS = 8192, 4096
+_TOKENS_PER_STEP = flags.DEFINE_integer("tokens_per_step", 8192, "Tokens of a step.")
+_MILLION_TOKENS = flags.DEFINE_float(
+    "million_tokens", 0.0, "Tokens in all, shared out as the phases' are; 0: as many as those."
+)
+_DATA_WORKERS = flags.DEFINE_integer(
+    "data_workers", 0, "Processes that make rows; 0: a thread of this one."
+)
+
+PIECE_TOKENS = 4096  # at a time on a CPU
 FINAL_SHARE, WARMUP, DECAY_SHARE = 0.02, 60, 0.85
 MATRIX_AXES = {  # inputs and outputs of [L, D, N, H] and the like: a matrix for each layer and head
     "q": (1, 3), "k": (1, 3), "v": (1, 3), "o": (2, 3),
@@ -77,7 +86,8 @@ TOKENIZER = "tokenizer.model"  # in the run's folder
 # group's mean loss beside the words' mean loss.
 POINTER_HEADS = ((2, 0), (2, 1), (2, 2), (2, 3), (3, 0), (4, 0), (4, 1))
 POINTER_WEIGHTS = (0.1, 0.1, 0.1, 0.1, 1.0, 1.0, 0.3)
-CHECKPOINT_EVERY = 100  # steps
+CHECKPOINT_EVERY = 100  # steps; but no more than MOST_CHECKPOINTS
+MOST_CHECKPOINTS = 40
 VALIDATE_EVERY = 250
 LOGIT_PIECES = 8  # of a row; all logits of the validation at once would be large
 VALIDATION_ROWS, VALIDATION_LENGTH = 96, 1024
@@ -87,8 +97,8 @@ def model_config(tokenizer: Tokenizer) -> ModelConfig:
     return ModelConfig(
         family="llama",
         vocab_size=tokenizer.vocab_size,
-        hidden_size=128,
-        mlp_size=256,
+        hidden_size=160,
+        mlp_size=384,
         num_layers=6,
         num_heads=4,
         num_kv_heads=4,
@@ -108,24 +118,52 @@ def model_config(tokenizer: Tokenizer) -> ModelConfig:
 
 
 def phases() -> tuple[Phase, ...]:
-    return training_data.FROM_A_MODEL if _START.value else training_data.FROM_NOTHING
+    """The phases with as many tokens as are asked for."""
+    found = training_data.FROM_A_MODEL if _START.value else training_data.FROM_NOTHING
+    scale = 1e6 * _MILLION_TOKENS.value / sum(p.num_tokens for p in found) or 1.0
+    return tuple(dataclasses.replace(p, num_tokens=round(scale * p.num_tokens)) for p in found)
 
 
 def num_steps(phase: Phase) -> int:
-    return phase.num_tokens // TOKENS_PER_STEP
+    return phase.num_tokens // _TOKENS_PER_STEP.value
 
 
-def batches(seed: str, template: ChatTemplate, first_step: int):
-    """Yields the batches from `first_step` on, phase after phase."""
-    for index, phase in enumerate(phases()):
-        steps, rows = num_steps(phase), TOKENS_PER_STEP // phase.row_length
-        done = min(first_step, steps)
-        first_step -= done
-        name = f"{seed} {index}"
-        make = functools.partial(training_data.make_row, phase, name, template=template)
-        dataset = grain.MapDataset.range(done * rows, steps * rows).map(make).batch(rows)
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
-        yield from dataset.to_iter_dataset(options)
+@functools.cache
+def make_template(sentencepiece: bytes) -> ChatTemplate:
+    tokenizer = SentencePieceTokenizer(sentencepiece, legacy=True)
+    return ChatTemplate(tokenizer, tokenizer_training.CHAT_TEMPLATE)
+
+
+def make_batch(
+    step: int, phases: tuple[Phase, ...], tokens_per_step: int, seed: str, sentencepiece: bytes
+) -> dict[str, np.ndarray]:
+    """The rows of a step, which depend on these arguments alone; any process can make them."""
+    template = make_template(sentencepiece)
+    for index, phase in enumerate(phases):
+        steps, rows = phase.num_tokens // tokens_per_step, tokens_per_step // phase.row_length
+        if step < steps:
+            name, places = f"{seed} {index}", range(step * rows, (step + 1) * rows)
+            made = [training_data.make_row(phase, name, i, template) for i in places]
+            return {key: np.stack([row[key] for row in made]) for key in made[0]}
+        step -= steps
+    raise IndexError(f"{step} steps behind the last one")
+
+
+def batches(seed: str, sentencepiece: bytes, first_step: int):
+    """Iterates over the batches from `first_step` on, phase after phase."""
+    make = functools.partial(
+        make_batch,
+        phases=phases(),
+        tokens_per_step=_TOKENS_PER_STEP.value,
+        seed=seed,
+        sentencepiece=sentencepiece,
+    )
+    total = sum(map(num_steps, phases()))
+    dataset = grain.MapDataset.range(first_step, total).map(make)
+    made = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))
+    if not _DATA_WORKERS.value:
+        return made
+    return made.mp_prefetch(grain.MultiprocessingOptions(_DATA_WORKERS.value))
 
 
 @jax.custom_vjp
@@ -173,7 +211,9 @@ cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 def in_pieces(x: np.ndarray) -> np.ndarray:
     """Rows [B, ...] as [N, rows, ...]: what a piece computes stays in the processor's caches."""
-    rows = PIECE_TOKENS * x.shape[0] // TOKENS_PER_STEP
+    rows = x.shape[0]
+    if jax.default_backend() == "cpu":
+        rows = PIECE_TOKENS * rows // _TOKENS_PER_STEP.value
     return x.reshape(-1, rows, *x.shape[1:])
 
 
@@ -182,10 +222,13 @@ def run(model: Transformer, tokens):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape, out_sharding=TOKENS_BT)
     turn, start = model.turn(positions), jnp.zeros_like(tokens)
     scale = model.config.head_dim**-0.5
+    # cuDNN's kernels are for half precision.
+    dtype = jnp.bfloat16 if jax.default_backend() == "gpu" else model.dtype
 
     def body(x, block):
         q, k, v = block.qkv(x, turn)
-        attended = attention(q, k, v, segment_start=start, scale=scale)
+        rounded = (heads.astype(dtype) for heads in (q, k, v))
+        attended = attention(*rounded, segment_start=start, scale=scale).astype(x.dtype)
         return block.mlp(block.attention_output(x, attended)), (q, k)
 
     policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
@@ -344,11 +387,11 @@ def plot_curves(out: epath.Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     for name in ("loss", "answer_loss"):
         at = [step for step in sorted(found) if name in found[step]]
-        tokens = [step * TOKENS_PER_STEP / 1e6 for step in at]
+        tokens = [step * _TOKENS_PER_STEP.value / 1e6 for step in at]
         left.plot(tokens, [found[step][name] for step in at], label=name.replace("_", " "), lw=1)
     left.set(xlabel="million tokens", ylabel="nats a token", yscale="log")
     validated = [step for step in sorted(found) if "right/lookup" in found[step]]
-    tokens = [step * TOKENS_PER_STEP / 1e6 for step in validated]
+    tokens = [step * _TOKENS_PER_STEP.value / 1e6 for step in validated]
     for i, kind in enumerate(sorted(asking.KINDS)):
         values = [100 * found[step].get(f"right/{kind}", np.nan) for step in validated]
         right.plot(tokens, values, "-" if i < 10 else "--", label=kind, lw=1)
@@ -379,9 +422,10 @@ def main(_) -> None:
         else:
             made = tokenizer_training.train_tokenizer(_SEED.value)
         files.write_bytes(tokenizer_file, made)
-    tokenizer = SentencePieceTokenizer(tokenizer_file.read_bytes(), legacy=True)
-    template = ChatTemplate(tokenizer, tokenizer_training.CHAT_TEMPLATE)
+    sentencepiece = tokenizer_file.read_bytes()
+    template = make_template(sentencepiece)
     total = sum(map(num_steps, phases()))
+    checkpoint_every = max(CHECKPOINT_EVERY, total // MOST_CHECKPOINTS)
     optimizer = make_optimizer(total, _PEAK_RATE.value)
     mesh = make_mesh(data=min(2, len(jax.devices())))
 
@@ -399,9 +443,10 @@ def main(_) -> None:
     inputs = {
         "seed": _SEED.value,
         "peak_rate": _PEAK_RATE.value,
+        "tokens_per_step": _TOKENS_PER_STEP.value,
         "phases": [vars(phase) for phase in phases()],
         "pointers": [POINTER_HEADS, POINTER_WEIGHTS],
-        "tokenizer": hashlib.sha256(tokenizer_file.read_bytes()).hexdigest(),
+        "tokenizer": hashlib.sha256(sentencepiece).hexdigest(),
     }
     seed_of_rows = str(_SEED.value)
     if _START.value:
@@ -411,7 +456,7 @@ def main(_) -> None:
         if _START.value:
             model = load_model(_START.value, mesh=mesh).transformer
         else:
-            model = induction_initialize(model_config(tokenizer), _SEED.value)
+            model = induction_initialize(model_config(template.tokenizer), _SEED.value)
         set_product_dtype(model, jnp.bfloat16)
         opt_state = optimizer.init(whole(nnx.state(model)))
         graphdef = nnx.graphdef(model)
@@ -427,13 +472,13 @@ def main(_) -> None:
         validation = Validation(mesh, template)
         with MetricsLog(out, step) as log, progress(total, "pretrain", "step", step) as bar:
             started = time.perf_counter()
-            for batch in batches(seed_of_rows, template, step):
+            for batch in batches(seed_of_rows, sentencepiece, step):
                 batch = {k: place(mesh, in_pieces(v), P(None, DATA)) for k, v in batch.items()}
                 model, opt_state, losses = train_step(model, opt_state, batch)
                 step += 1
                 bar.update()
                 if step % 20 == 0:
-                    rate = 20 * TOKENS_PER_STEP / (time.perf_counter() - started)
+                    rate = 20 * _TOKENS_PER_STEP.value / (time.perf_counter() - started)
                     started = time.perf_counter()
                     loss, answer_loss = float(losses["loss"]), float(losses["answer_loss"])
                     pointed = {
@@ -450,7 +495,7 @@ def main(_) -> None:
                     scores = validation(model)
                     log.write(step, **{f"right/{kind}": x for kind, x in scores.items()})
                     bar.write(f"{step:6d} " + "  ".join(f"{k} {x:.2f}" for k, x in scores.items()))
-                if step % CHECKPOINT_EVERY == 0 or step == total:
+                if step % checkpoint_every == 0 or step == total:
                     checkpoints.save(step, (nnx.state(model), opt_state), {})
         export(out, model)
         print(f"The model is in {out / 'model'}: copy it to cartridges_jax/embedded/model.")

@@ -8,7 +8,9 @@ and the result is a plain Llama. Takes a document with its ground truth and the 
 tokens; hands on pointers, each from one token to those that its head should see.
 """
 
+import bisect
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 
@@ -57,9 +59,13 @@ class Passage:
         """The tokens that show the characters from `start`, none where it is negative."""
         if start < 0:
             return ()
-        end = start + length
-        shown = [i for i, (a, b) in enumerate(self.offsets) if a < end and b > start]
-        return tuple(self.shift + i for i in shown)
+        begins, ends = self._edges
+        first, behind = bisect.bisect_right(ends, start), bisect.bisect_left(begins, start + length)
+        return tuple(range(self.shift + first, self.shift + behind))
+
+    @functools.cached_property
+    def _edges(self) -> tuple[list[int], list[int]]:
+        return [begin for begin, _ in self.offsets], [end for _, end in self.offsets]
 
     def find(self, words: str, start: int = 0, end: int | None = None) -> int:
         """Where `words` begin, as words of their own and in any case; -1 for nowhere."""

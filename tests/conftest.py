@@ -1,8 +1,12 @@
-"""Eight CPU devices, float32, shapes checked by beartype; the models that tests share."""
+"""Eight CPU devices, float32, shapes checked by beartype; the models that tests share.
+
+On a machine with a GPU, `JAX_PLATFORMS=cuda python -m pytest -m gpu` runs what needs one.
+"""
 
 import os
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+if os.environ.get("JAX_PLATFORMS") != "cuda":
+    os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 

@@ -17,11 +17,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from cartridges_jax.attention.blocked import blocked_backward, blocked_forward
+from cartridges_jax.attention.cudnn import cudnn_backward, cudnn_forward, why_not_cudnn
 from cartridges_jax.attention.pallas_tpu import pallas_backward, pallas_forward
 from cartridges_jax.attention.reference import reference_attention
 from cartridges_jax.sharding import DATA, TOKENS_BT, head_axis
 
-Implementation = Literal["reference", "blocked", "pallas", "pallas_interpret"]
+Implementation = Literal["reference", "blocked", "pallas", "pallas_interpret", "cudnn"]
 # What a rematerialisation policy should save, so that the forward kernel does not run twice.
 SAVED_NAMES = ("attention_out", "attention_lse")
 
@@ -65,8 +66,9 @@ def attention(
       query_offset: key index of query 0, for a cache with S > T; None means S == T and 0.
       heads_first: keys and values are [B, K, S, H], those of the prefix [K, P, H] or [B, K, P, H]:
         the layout to keep a cache in, as a step then reads it in order.
-      implementation: None picks one: for whole rows Pallas kernels on TPU and "blocked" elsewhere,
-        for a few queries or a cache "reference". "pallas_interpret" runs the kernels on a CPU.
+      implementation: None picks one: for whole rows Pallas kernels on TPU, "cudnn" on a GPU where
+        it serves the case, and "blocked" elsewhere; for a few queries or a cache "reference".
+        "pallas_interpret" runs the kernels on a CPU.
       return_lse: also returns the log-sum-exp of each query's scores, differentiable.
 
     Returns:
@@ -100,9 +102,13 @@ def attention(
     elif implementation is None and q.shape[1] <= _SHORT and scores <= _MOST_SCORES:
         _log_once(f"attention: one batched product for up to {_SHORT} queries a row")
         implementation = "reference"
+    elif implementation is None and jax.default_backend() == "gpu":
+        reason = why_not_cudnn(q, return_lse)
+        _log_once(f"attention: blocked, as cuDNN {reason}" if reason else "attention: cuDNN")
+        implementation = "blocked" if reason else "cudnn"
     if query_offset is None and q.shape[1] != S:
         raise ValueError(f"{S} keys for {q.shape[1]} queries need a query_offset")
-    reason = _why_not(implementation, query_offset, H)
+    reason = _why_not(implementation, query_offset, q, return_lse)
     if reason:
         raise ValueError(f"{implementation=} {reason}")
     offset = jnp.asarray(0 if query_offset is None else query_offset, jnp.int32)
@@ -130,7 +136,9 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-def _why_not(implementation: str | None, query_offset: Any, head_dim: int) -> str | None:
+def _why_not(
+    implementation: str | None, query_offset: Any, q: jax.Array, return_lse: bool
+) -> str | None:
     """Why an implementation that was asked for cannot serve; None if it can."""
     if implementation in (None, "reference"):
         return None
@@ -138,9 +146,9 @@ def _why_not(implementation: str | None, query_offset: Any, head_dim: int) -> st
         return f"is none of {', '.join(get_args(Implementation))}"
     if query_offset is not None:
         return "serves whole rows; query_offset must be None"
-    if implementation == "pallas" and head_dim not in _PALLAS_HEADS:
-        return f"serves heads of {_PALLAS_HEADS} dimensions, not {head_dim}"
-    return None
+    if implementation == "pallas" and q.shape[-1] not in _PALLAS_HEADS:
+        return f"serves heads of {_PALLAS_HEADS} dimensions, not {q.shape[-1]}"
+    return why_not_cudnn(q, return_lse) if implementation == "cudnn" else None
 
 
 @functools.cache
@@ -148,10 +156,14 @@ def _log_once(message: str) -> None:
     _log.info(message)
 
 
-def _choose(implementation: str | None, blocked: Any, pallas: Any, head_dim: int) -> Any:
+def _choose(
+    implementation: str | None, blocked: Any, pallas: Any, cudnn: Any, head_dim: int
+) -> Any:
     """The pass to run; where nothing was asked for, the platform that is compiled for decides."""
     if implementation == "blocked":
         return blocked
+    if implementation == "cudnn":
+        return cudnn
     if implementation in ("pallas", "pallas_interpret"):
         return functools.partial(pallas, interpret=implementation == "pallas_interpret")
     if head_dim not in _PALLAS_HEADS:
@@ -181,7 +193,9 @@ def _rows_forward(q, k, v, prefix_k, prefix_v, segment_start, length, scale, imp
     arrays = (q, k, v, prefix_k, prefix_v, segment_start, length)
     blocked = functools.partial(blocked_forward, scale=scale)
     pallas = functools.partial(pallas_forward, scale=scale)
-    out, lse = _choose(implementation, blocked, pallas, q.shape[-1])(*_in_one_dtype(arrays))
+    cudnn = functools.partial(cudnn_forward, scale=scale)
+    chosen = _choose(implementation, blocked, pallas, cudnn, q.shape[-1])
+    out, lse = chosen(*_in_one_dtype(arrays))
     out = checkpoint_name(out, SAVED_NAMES[0])
     lse = checkpoint_name(lse, SAVED_NAMES[1])
     return (out, lse), (*arrays, out, lse)
@@ -193,8 +207,9 @@ def _rows_backward(scale, implementation, saved, gradients):
     delta = jnp.einsum("BTNH,BTNH->BTN", out, d_out, preferred_element_type=jnp.float32) - d_lse
     blocked = functools.partial(blocked_backward, scale=scale)
     pallas = functools.partial(pallas_backward, scale=scale)
+    cudnn = functools.partial(cudnn_backward, out=out, scale=scale)
     arguments = (*_in_one_dtype(arrays), lse, delta, d_out)
-    found = _choose(implementation, blocked, pallas, out.shape[-1])(*arguments)
+    found = _choose(implementation, blocked, pallas, cudnn, out.shape[-1])(*arguments)
     like = arrays[:5]
     return *(g.astype(x.dtype) for g, x in zip(found, like, strict=True)), None, None
 

@@ -55,10 +55,13 @@ def make_case(rng, B=4, T=40, S=None, N=8, K=4, H=6, slots=5, prefix_of_row=Fals
     return case
 
 
-def compiled(mesh, case, *, dtype=jnp.float32, weights=None, heads_first=False, **options):
+def compiled(
+    mesh, case, *, dtype=jnp.float32, weights=None, heads_first=False, return_lse=True, **options
+):
     """A function without arguments: values and log-sum-exp, and gradients of all float inputs.
 
-    Gradients are there if `weights` are given, of the values and of the log-sum-exp.
+    Gradients are there if `weights` are given, of the values and, where it is asked for, of the
+    log-sum-exp.
     """
     with jax.set_mesh(mesh):
         heads = head_axis(case["k"].shape[2])
@@ -67,7 +70,7 @@ def compiled(mesh, case, *, dtype=jnp.float32, weights=None, heads_first=False, 
         specs = {"q": rows, "k": rows, "v": rows, "prefix_k": slots, "prefix_v": slots}
         arrays = {n: place(mesh, case[n].astype(dtype), s) for n, s in specs.items()}
         start = place(mesh, case["segment_start"], TOKENS_BT)
-        of_what = (rows, P(DATA, None, heads))
+        of_what = (rows, P(DATA, None, heads))[: 1 + return_lse]
         placed = [place(mesh, w, s) for w, s in zip(weights or (), of_what, strict=bool(weights))]
 
     def values(arrays):
@@ -75,10 +78,12 @@ def compiled(mesh, case, *, dtype=jnp.float32, weights=None, heads_first=False, 
         if heads_first:
             keys = [x.swapaxes(-2, -3) for x in keys]
         k, v, *prefix = keys
-        return attention(
+        found = attention(
             arrays["q"], k, v, prefix=tuple(prefix) if case["prefix_k"].size else None,
-            segment_start=start, scale=0.37, return_lse=True, heads_first=heads_first, **options,
+            segment_start=start, scale=0.37, return_lse=return_lse, heads_first=heads_first,
+            **options,
         )  # fmt: skip
+        return found if return_lse else (found,)
 
     def weighed(arrays):
         found = values(arrays)

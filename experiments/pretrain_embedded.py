@@ -1,12 +1,16 @@
 """Trains the small model of the package from nothing, on procedural documents.
 
-    python -m experiments.pretrain_embedded --out=runs/embedded
+    JAX_PLATFORMS=cuda python -m experiments.pretrain_embedded --data_workers=15
 
-38 M tokens, some two and a half hours on two CPU cores. Stop it at any moment and start it again:
-it goes on from its last checkpoint and ends with the same weights. metrics.jsonl has the losses of
-words and pointers (`embedded/pointers.py`), and exact match by question type on held-out documents;
-curves.png shows all but the pointers. `--export` only writes the last checkpoint as a Hugging Face
-folder, with the curves so far; `--start` goes on from a model instead of fresh weights.
+400 M tokens, eight minutes on an H200 beside 16 cores, most of which make rows. Without a GPU it
+runs on the CPU, some 3,000 tokens a second on two cores; the first 12 M tokens do most of it
+(`--million_tokens=12`: lookup 0.95, quoting 0.94, two-hop 0.85 in the validation).
+
+Stop it at any moment and start it again: it goes on from its last checkpoint and ends with the same
+weights. metrics.jsonl has the losses of words and pointers (`embedded/pointers.py`), and exact
+match by question type on held-out documents; curves.png shows all but the pointers. `--export` only
+writes the last checkpoint as a Hugging Face folder, with the curves so far; `--start` goes on from
+a model instead of fresh weights.
 """
 
 import collections
@@ -86,9 +90,8 @@ TOKENIZER = "tokenizer.model"  # in the run's folder
 # group's mean loss beside the words' mean loss.
 POINTER_HEADS = ((2, 0), (2, 1), (2, 2), (2, 3), (3, 0), (4, 0), (4, 1))
 POINTER_WEIGHTS = (0.1, 0.1, 0.1, 0.1, 1.0, 1.0, 0.3)
-CHECKPOINT_EVERY = 100  # steps; but no more than MOST_CHECKPOINTS
-MOST_CHECKPOINTS = 40
-VALIDATE_EVERY = 250
+CHECKPOINT_EVERY, VALIDATE_EVERY = 100, 250  # steps; but each no more than MOST times
+MOST = 50
 LOGIT_PIECES = 8  # of a row; all logits of the validation at once would be large
 VALIDATION_ROWS, VALIDATION_LENGTH = 96, 1024
 
@@ -425,7 +428,9 @@ def main(_) -> None:
     sentencepiece = tokenizer_file.read_bytes()
     template = make_template(sentencepiece)
     total = sum(map(num_steps, phases()))
-    checkpoint_every = max(CHECKPOINT_EVERY, total // MOST_CHECKPOINTS)
+    checkpoint_every, validate_every = (
+        max(steps, total // MOST) for steps in (CHECKPOINT_EVERY, VALIDATE_EVERY)
+    )
     optimizer = make_optimizer(total, _PEAK_RATE.value)
     mesh = make_mesh(data=min(2, len(jax.devices())))
 
@@ -491,7 +496,7 @@ def main(_) -> None:
                     bar.set_postfix(
                         loss=f"{loss:.3f}", answer=f"{answer_loss:.3f}", tok_s=f"{rate:.0f}"
                     )
-                if step % VALIDATE_EVERY == 0 or step == total:
+                if step % validate_every == 0 or step == total:
                     scores = validation(model)
                     log.write(step, **{f"right/{kind}": x for kind, x in scores.items()})
                     bar.write(f"{step:6d} " + "  ".join(f"{k} {x:.2f}" for k, x in scores.items()))

@@ -13,6 +13,7 @@ parts; saved for the backward are the inputs, the output and one float32 per que
 gradient of a shared prefix is summed over rows in float32 and rounded once.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -26,10 +27,24 @@ _HIDDEN = -0.5 * float(jnp.finfo(jnp.float16).max)  # finite in every half preci
 MOST_HEAD_DIM = 128
 
 
+@functools.cache
+def _what_is_missing() -> str | None:
+    """What this machine's GPU lacks; None for nothing."""
+    try:
+        fused.check_cudnn_version()
+    except RuntimeError as error:
+        return f"was not found: {error}"
+    if not fused.check_compute_capability("8.0"):
+        return "needs a GPU of compute capability 8.0 or newer"
+    return None
+
+
 def why_not_cudnn(q: jax.Array, return_lse: bool) -> str | None:
     """Why cuDNN cannot serve whole rows of these queries; None if it can."""
     if jax.default_backend() != "gpu":
         return f"needs a GPU; jax runs on {jax.default_backend()}"
+    if _what_is_missing():
+        return _what_is_missing()
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"serves bfloat16 and float16, not {q.dtype}"
     if q.shape[-1] % 8 or q.shape[-1] > MOST_HEAD_DIM:

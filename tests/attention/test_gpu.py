@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cartridges_jax.attention import cudnn
 from cartridges_jax.attention.cudnn import why_not_cudnn
 from cartridges_jax.sharding import make_mesh
 from tests.attention.test_attention import compiled, make_case, run
@@ -15,6 +16,11 @@ on_gpu = [
     pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU"),
 ]
 SHAPES = {name: values for name, values in AXES.items() if name != "dtype"}
+
+CASES = [
+    *(("cudnn", "bfloat16", *shape) for shape in pairwise(SHAPES.values())),
+    *(("blocked", "float32", *shape) for shape in pairwise(SHAPES.values())[:4]),
+]
 
 
 def problem(dtype, group, head_dim, slots, prefix_of_row):
@@ -32,10 +38,7 @@ def problem(dtype, group, head_dim, slots, prefix_of_row):
 class TestOnGpu:
     pytestmark = on_gpu
 
-    @pytest.mark.parametrize(
-        ("implementation", "dtype"), [("cudnn", "bfloat16"), ("blocked", "float32")]
-    )
-    @pytest.mark.parametrize(tuple(SHAPES), pairwise(SHAPES.values()))
+    @pytest.mark.parametrize(("implementation", "dtype", *SHAPES), CASES)
     def test_equals_the_reference(
         self, implementation, dtype, group, head_dim, slots, prefix_of_row
     ):
@@ -78,7 +81,11 @@ def test_a_machine_without_a_gpu_says_so():
 
 def test_what_cudnn_cannot_serve_is_told(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    missing = ["was not found"]
+    monkeypatch.setattr(cudnn, "_what_is_missing", lambda: missing[0])
     q = jnp.zeros((1, 40, 2, 64), jnp.bfloat16)
+    assert why_not_cudnn(q, False) == "was not found"
+    missing[0] = None
     assert why_not_cudnn(q, False) is None
     assert "not float32" in why_not_cudnn(q.astype(jnp.float32), False)
     assert "not 12" in why_not_cudnn(q[..., :12], False)

@@ -4,6 +4,7 @@ Those of `TRAINING`, and genres made up for one document. `MUSEUM` is held out w
 text is a catalogue, nor has donors or origins ("hall" may name a made-up fact).
 """
 
+import dataclasses
 import random
 from collections.abc import Callable
 
@@ -439,6 +440,35 @@ MUSEUM = Genre(
     ),
 )  # fmt: skip
 
+_KNOWN = {
+    "donor": "friend", "origin": "island", "height": "wall", "inventory number": "sign", "artist": "guest",
+}  # fmt: skip
+
+
+def _in_known_words(genre: Genre) -> Genre:
+    """The same wordings about things and facts by words that texts of training have as such.
+
+    Beside the genre itself it tells apart what is new to a model: the genre, or its words.
+    """
+
+    def known(attribute: Attribute) -> Attribute:
+        new = _KNOWN.get(attribute.noun, attribute.noun)
+        changed = {
+            field: tuple(text.replace(attribute.noun, new) for text in getattr(attribute, field))
+            for field in ("unseen", "unseen_questions")
+        }
+        return dataclasses.replace(attribute, noun=new, **changed)
+
+    return dataclasses.replace(
+        genre,
+        name=f"{genre.name} in known words",
+        draw_name=_pair(_titled(pools.ADJECTIVES), _titled(pools.NOUNS)),
+        attributes=tuple(map(known, genre.attributes)),
+    )
+
+
+MUSEUM_IN_KNOWN_WORDS = _in_known_words(MUSEUM)
+
 THINGS = (
     ("ship", "ships"), ("horse", "horses"), ("song", "songs"), ("star", "stars"), ("farm", "farms"), ("car", "cars"),
     ("hotel", "hotels"), ("school", "schools"), ("game", "games"), ("film", "films"), ("island", "islands"),
@@ -492,4 +522,4 @@ def random_genre(rng: random.Random) -> Genre:
 
 
 TRAINING = (PERSONNEL, PATIENTS, REPORT, CHRONICLE, MANUAL, CODE, MEETINGS)
-GENRES = {genre.name: genre for genre in (*TRAINING, MUSEUM)}
+GENRES = {genre.name: genre for genre in (*TRAINING, MUSEUM, MUSEUM_IN_KNOWN_WORDS)}

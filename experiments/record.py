@@ -16,9 +16,11 @@ from cartridges_jax import files
 def write_result(path: epath.PathLike, result: dict[str, Any]) -> None:
     """Writes a result file with its command, date and hardware in front."""
     module = sys.modules["__main__"].__spec__
+    # Where it worked and wrote is of no matter to the result.
+    said = [a for a in sys.argv[1:] if not a.lstrip("-").startswith(("work=", "out="))]
     name = module.name if module else sys.argv[0]
     made = {
-        "command": shlex.join(["python", "-m", name, *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", name, *said]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()})"
         if jax.default_backend() == "cpu"

@@ -23,6 +23,15 @@ TRAIN = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """What one process has compiled the next need not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
 def start(*argv, stderr=subprocess.DEVNULL):
     # A job of one thread beside another's, as in any other process: results must not depend on it.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}

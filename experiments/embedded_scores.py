@@ -42,7 +42,6 @@ _WANTED = flags.DEFINE_integer("wanted", 400, "Questions of each type in each se
 _DOCUMENTS = flags.DEFINE_integer(
     "documents", 800, "Most documents of a set; some types of questions are rare.", 1
 )
-_ONLY = flags.DEFINE_multi_string("only", [], "Sets to answer now, without a result; empty: all.")
 _OUT = flags.DEFINE_string("out", "experiments/results/embedded_scores.json", "Result file.")
 
 GROUP = 64  # questions answered together
@@ -73,6 +72,9 @@ SETS = (
     Set("held-out genre, 1000", 1000, genres.MUSEUM.name, NO_CALLS),
     Set("known words, 1000", 1000, genres.MUSEUM_IN_KNOWN_WORDS.name, NO_CALLS),
     *(Set(f"curve {n}", n, kinds=CURVE_KINDS) for n in (250, 750, 1400)),
+)
+_ONLY = flags.DEFINE_multi_enum(
+    "only", [], [part.name for part in SETS], "Sets to answer now, without a result; none: all."
 )
 
 

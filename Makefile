@@ -2,6 +2,8 @@
 # with the whole grids (an hour on two cores).
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-full results lint format clean
@@ -10,10 +12,10 @@ demo: .venv/installed-demo
 	$(BIN)/cartridges demo --out=demo
 
 test: .venv/installed-test lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-full: .venv/installed-test lint
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 # All that depends on the embedded model's weights, resumable.
 results: .venv/installed-test

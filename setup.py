@@ -50,7 +50,7 @@ setup(
         "parity": ["torch>=2.13", "transformers>=5.23", "peft>=0.21"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
-        "test": ["beartype>=0.19", "hypothesis>=6.100", "pytest>=8"],
+        "test": ["beartype>=0.19", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6"],
         "dev": ["pyright[nodejs]>=1.1.390", "ruff>=0.8"],
     },
 )

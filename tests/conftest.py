@@ -7,8 +7,13 @@ import os
 
 if os.environ.get("JAX_PLATFORMS") != "cuda":
     os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Compiling takes most of the time of the tests, so it is done without optimization.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+# No chips are held here: the TPU compiler may run in several workers at once.
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 from jaxtyping import install_import_hook
 

@@ -1,6 +1,6 @@
 """What runs on a TPU pod, compiled by the TPU compiler for 16 chips; no TPU is needed.
 
-Compiles serially in one process: libtpu takes a lock.
+Without ALLOW_MULTIPLE_LIBTPU_LOAD=1 (`conftest.py`) libtpu lets one process at a time compile.
 """
 
 import re

@@ -25,6 +25,8 @@ from cartridges_jax.self_study.conversation import SHARDS, Conversation
 from cartridges_jax.self_study.prompts import LONGEST_FOCUS, PROMPTS, draw_seed_prompts
 from cartridges_jax.shards import ShardSet
 
+HOPELESS_CHUNKS = 8  # without a single conversation: the settings cannot work
+
 
 @dataclasses.dataclass(frozen=True)
 class SynthesisConfig:
@@ -148,7 +150,8 @@ def synthesize(
             shards.write(index, records, dropped=config.conversations_per_chunk - len(records))
             bar.update(len(records))
         index += 1
-        if index > 50 + 20 * config.num_conversations / config.conversations_per_chunk:
+        needed = config.num_conversations / config.conversations_per_chunk
+        if index >= (50 + 20 * needed if shards.num_records else HOPELESS_CHUNKS):
             raise InputError(
                 f"after {index} chunks only {shards.num_records} of {config.num_conversations} "
                 "conversations ended within their tokens, or were sure enough; raise "

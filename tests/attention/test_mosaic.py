@@ -1,6 +1,6 @@
 """The Pallas kernels compiled by Mosaic for chips that are not here, alone and on 4x4 slices.
 
-Compiles serially in one process: libtpu takes a lock.
+Without ALLOW_MULTIPLE_LIBTPU_LOAD=1 (`conftest.py`) libtpu lets one process at a time compile.
 """
 
 import jax

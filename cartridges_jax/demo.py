@@ -34,11 +34,10 @@ from cartridges_jax.evaluation.suites import (
 from cartridges_jax.initializers import corpus_text
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import read_metrics
-from cartridges_jax.self_study.synthesize import SynthesisConfig, synthesize
+from cartridges_jax.self_study.synthesize import EMBEDDED_STUDY, SynthesisConfig, synthesize
 
 DOCUMENT_TOKENS = 500
 VALIDATION_QUESTIONS, TEST_QUESTIONS = 48, 120
-MIN_CONFIDENCE = 0.5  # of a conversation of self-study in the embedded model's own world
 NO_ANSWERS = (
     "Nobody knows the right answers for this text. The figures say how closely the cartridge "
     "follows what the same model does with the text in its context, not that its answers are right."
@@ -81,9 +80,11 @@ def run_demo(
     sizes = _sizes(model, documents, config)
     _explain(model, documents, sizes)
 
-    study = SynthesisConfig(num_conversations=config.num_conversations, seed=config.seed)
-    if test:  # the embedded model's own world, in which it has learned to ask about a sentence
-        study = dataclasses.replace(study, seed_prompts="focused", min_confidence=MIN_CONFIDENCE)
+    study = dataclasses.replace(
+        EMBEDDED_STUDY if test else SynthesisConfig(),
+        num_conversations=config.num_conversations,
+        seed=config.seed,
+    )
     synthesize(model, documents, folder / "data", study)  # refuses a folder of another corpus
     if test:
         text = f"# {documents[0].title}\n\n{documents[0].text}\n"

@@ -46,7 +46,7 @@ from cartridges_jax.evaluation.suites import (
 )
 from cartridges_jax.models.chat_template import Message
 from cartridges_jax.self_study.clients import Client, LocalClient, LocalReader, Reply
-from cartridges_jax.self_study.synthesize import SynthesisConfig, synthesize
+from cartridges_jax.self_study.synthesize import EMBEDDED_STUDY, SynthesisConfig, synthesize
 from experiments.record import write_result
 
 _WORK = flags.DEFINE_string("work", "runs/table", "Folder for data and checkpoints.")
@@ -58,7 +58,7 @@ SIZES = (128, 96, 64, 32)
 TEMPLATE_SIZES = (128, 96, 64)
 BASELINE_SIZE = 96
 TEMPLATE_TRIES = 20  # for a question about a chunk; some chunks have nothing to ask about
-STUDY = SynthesisConfig(num_conversations=6144, seed_prompts="focused", min_confidence=0.5)
+STUDY = dataclasses.replace(EMBEDDED_STUDY, num_conversations=6144)
 TRAIN = TrainConfig(num_steps=600)
 TOKENS = 1880  # asked of a document; those that leave no room for an answer are passed over
 LONG_TOKENS = 4000  # twice the embedded model's window
@@ -83,7 +83,9 @@ class TemplateClient:
     def fingerprint(self) -> dict[str, Any]:
         return self._local.fingerprint | {"questions": "by template"}
 
-    def read(self, chunk: Chunk) -> "TemplateReader":
+    def read(self, chunk: Chunk | None) -> "TemplateReader | LocalReader":
+        if chunk is None:
+            return self._local.read(None)
         shown = shown_part(self._made, chunk, self._tokenizer, self._token_ids)
         # What only another chunk says is not missing from the text.
         shown = dataclasses.replace(shown, unstated=self._made.unstated)

@@ -101,7 +101,7 @@ def self_study(result: Result) -> str:
         for of in result["documents"].values()
     ]  # fmt: skip
     head = ("document", "can be answered from the chunk", "different", "answered right",
-            "facts asked about", "dropped as unsure")  # fmt: skip
+            "facts asked about", "dropped")  # fmt: skip
     decode, scoring = result["speed"]["decode"], result["speed"]["scoring"]
     rate = f"{decode['median']:,.0f} ({decode['min']:,.0f} to {decode['max']:,.0f})"
     return (

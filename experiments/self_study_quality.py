@@ -28,7 +28,7 @@ from cartridges_jax.evaluation.evaluate import decode_rate
 from cartridges_jax.evaluation.scoring import is_right, wilson
 from cartridges_jax.evaluation.suites import held_out_document, parser_of, shown_part
 from cartridges_jax.self_study.conversation import Conversation
-from cartridges_jax.self_study.synthesize import SynthesisConfig, load_conversations, synthesize
+from cartridges_jax.self_study.synthesize import EMBEDDED_STUDY, load_conversations, synthesize
 from experiments.record import write_result
 
 _WORK = flags.DEFINE_string("work", "runs/self_study", "Folder of conversations.")
@@ -37,7 +37,7 @@ _OUT = flags.DEFINE_string("out", "experiments/results/self_study_quality.json",
 
 TOKENS = 1900
 JUDGED = 1000  # conversations, of each document
-STUDY = SynthesisConfig(num_conversations=2000, seed_prompts="focused", min_confidence=0.5)
+STUDY = dataclasses.replace(EMBEDDED_STUDY, num_conversations=2000)
 
 
 @dataclasses.dataclass(frozen=True)

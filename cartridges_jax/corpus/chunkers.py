@@ -1,13 +1,19 @@
 """Draws chunks: random token windows of a document, never across documents.
 
 The width is uniform in [min, max] and the start uniform in [-(width - 1), n - 1], clipped, so that
-tokens at the edges of a document are drawn as often as those in its middle.
+tokens at the edges of a document are drawn as often as those in its middle. A window that begins or
+ends inside a line is cut back to whole lines, or to whole sentences where no line ends near: who
+reads half a passage asks about what is in the other half.
 """
 
 import dataclasses
 import random
+import re
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
+
+LONGEST_CUT = 0.4  # of a window's characters, at either end
+_BREAKS = (re.compile(r"\n"), re.compile(r"[.!?][\"')\]]*\s"))  # the stronger first
 
 
 @runtime_checkable
@@ -20,7 +26,7 @@ class Tokens(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """A window of a document: tokens [start, end) of its text."""
+    """A passage of a document: whole lines or sentences of the tokens [start, end) of its text."""
 
     document: str
     title: str
@@ -38,6 +44,25 @@ def draw_window(rng: random.Random, length: int, min_tokens: int, max_tokens: in
     return range(max(start, 0), min(start + width, length))
 
 
+def whole_passages(text: str, begins_inside: bool, ends_inside: bool) -> str:
+    """Cuts the half line or sentence off a text's ends, if it breaks within `LONGEST_CUT` of them.
+
+    Args:
+      text: what a window shows.
+      begins_inside: whether there is more text before it.
+      ends_inside: whether there is more text after it.
+    """
+    reach = int(LONGEST_CUT * len(text))
+    start, end = 0, len(text)
+    if begins_inside:
+        found = (pattern.search(text, 0, reach) for pattern in _BREAKS)
+        start = next((match.end() for match in found if match), start)
+    if ends_inside:
+        found = (list(pattern.finditer(text, len(text) - reach)) for pattern in _BREAKS)
+        end = next((matches[-1].end() for matches in found if matches), end)
+    return text[start:end].strip()
+
+
 def draw_chunk(
     rng: random.Random,
     tokenizer: Tokens,
@@ -50,4 +75,5 @@ def draw_chunk(
     """Draws a chunk of the document that `token_ids` are the text of."""
     window = draw_window(rng, len(token_ids), min_tokens, max_tokens)
     text = tokenizer.decode(token_ids[window.start : window.stop])
+    text = whole_passages(text, window.start > 0, window.stop < len(token_ids))
     return Chunk(name, title, text, window.start, window.stop)

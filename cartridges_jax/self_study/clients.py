@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from cartridges_jax.corpus import Chunk
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.chat_template import Message
+from cartridges_jax.models.transformer import Prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Client(Protocol):
     @property
     def fingerprint(self) -> dict[str, Any]: ...
 
-    def read(self, chunk: Chunk) -> ChunkReader: ...
+    def read(self, chunk: Chunk | None) -> ChunkReader:
+        """Reads a chunk; None for a reader without any text."""
+        ...
 
 
 class LocalClient:
@@ -58,15 +61,17 @@ class LocalClient:
     def fingerprint(self) -> dict[str, Any]:
         return self._model.fingerprint
 
-    def read(self, chunk: Chunk) -> "LocalReader":
+    def read(self, chunk: Chunk | None) -> "LocalReader":
+        if chunk is None:
+            return LocalReader(self._model, None, self._batch_size)
         context = self._model.template.render_context(chunk.title, chunk.text)
         return LocalReader(self._model, self._model.read(context), self._batch_size)
 
 
 class LocalReader:
-    """A chunk whose KV is computed once for all requests about it."""
+    """A chunk whose KV is computed once for all requests about it; or no chunk."""
 
-    def __init__(self, model: LanguageModel, prefix: Any, batch_size: int):
+    def __init__(self, model: LanguageModel, prefix: Prefix | None, batch_size: int):
         self._model, self._prefix, self._batch_size = model, prefix, batch_size
 
     def complete(

@@ -2,7 +2,8 @@
 
 Takes documents, hands on `conversations-*.array_record`. A unit of work is one chunk with all its
 conversations: bot A reads the chunk and writes a first message for each seed prompt; bot B reads
-the same chunk and answers, never seeing the seed. Unit `i` depends only on (settings, corpus,
+the same chunk and answers, never seeing the seed. What the bots are unsure of can be dropped, and
+so can answers that need no chunk. Unit `i` depends only on (settings, corpus,
 model, i), so a killed run goes on where it was, and runs of any length begin alike.
 """
 
@@ -20,7 +21,7 @@ from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import progress
 from cartridges_jax.models.chat_template import Message
-from cartridges_jax.self_study.clients import Client, LocalClient
+from cartridges_jax.self_study.clients import ChunkReader, Client, LocalClient, Reply
 from cartridges_jax.self_study.conversation import SHARDS, Conversation
 from cartridges_jax.self_study.prompts import LONGEST_FOCUS, PROMPTS, draw_seed_prompts
 from cartridges_jax.shards import ShardSet
@@ -41,7 +42,7 @@ class SynthesisConfig:
     chunk_min_tokens: int = setting(
         128, "Shortest width that is drawn, tokens; a chunk at an edge is cut shorter.", above=0
     )
-    chunk_max_tokens: int = setting(512, "Longest width that is drawn, tokens.", above=0)
+    chunk_max_tokens: int = setting(1024, "Longest width that is drawn, tokens.", above=0)
     question_temperature: float = setting(
         0.6, "Sampling temperature of bot A, who asks.", at_least=0
     )
@@ -59,14 +60,35 @@ class SynthesisConfig:
         "What bot A is told: general, the paper's kind; focused, with a sentence of the chunk to "
         "ask about, so that questions cover the text evenly.",
     )
-    min_confidence: float = setting(
+    min_question_confidence: float = setting(
         0.0,
-        "Drop a conversation if the geometric mean of the probabilities of its question's or of "
-        "its answer's tokens is below this, 0 to 1.",
+        "Drop a question if the geometric mean of its tokens' probabilities is below this, 0 to 1.",
         at_least=0,
         at_most=1,
     )
+    min_answer_confidence: float = setting(
+        0.0,
+        "Drop a conversation if the geometric mean of the probabilities of its answer's tokens is "
+        "below this, 0 to 1.",
+        at_least=0,
+        at_most=1,
+    )
+    drop_known: bool = setting(
+        False,
+        "Drop a conversation if the model gives the same answer without the chunk: there is "
+        "nothing to learn from it.",
+    )
     seed: int = setting(0, "Seed of chunks, prompts and sampling.", at_least=0)
+
+
+# For the embedded model in its own world, where it has learned to ask about a sentence.
+EMBEDDED_STUDY = SynthesisConfig(
+    conversations_per_chunk=32,
+    seed_prompts="focused",
+    min_question_confidence=0.6,
+    min_answer_confidence=0.98,
+    drop_known=True,
+)
 
 
 class _Drawer:
@@ -154,8 +176,8 @@ def synthesize(
         if index >= (50 + 20 * needed if shards.num_records else HOPELESS_CHUNKS):
             raise InputError(
                 f"after {index} chunks only {shards.num_records} of {config.num_conversations} "
-                "conversations ended within their tokens, or were sure enough; raise "
-                "question_max_tokens and answer_max_tokens, or lower min_confidence"
+                "conversations ended within their tokens and were kept; raise question_max_tokens "
+                "and answer_max_tokens, or lower min_question_confidence and min_answer_confidence"
             )
     bar.close()
     return shards
@@ -189,28 +211,40 @@ def _study_unit(
     )
     asked: list[tuple[tuple[str, str], str]] = []
     for seed, reply in zip(seeds, questions, strict=True):
-        if reply is not None and reply.confidence >= config.min_confidence:
+        if reply is not None and reply.confidence >= config.min_question_confidence:
             question = without_thoughts(reply.text)
             if question.strip():
                 asked.append((seed, question))
-    if not asked:
+    told = []
+    answers = _answers(reader, [question for _, question in asked], rng, config)
+    for (seed, question), answer in zip(asked, answers, strict=True):
+        if answer and answer.text.strip() and answer.confidence >= config.min_answer_confidence:
+            told.append((seed, question, answer.text))
+    if config.drop_known:
+        known = _answers(client.read(None), [question for _, question, _ in told], rng, config)
+        told = [t for t, k in zip(told, known, strict=True) if k is None or k.text != t[2]]
+    conversations = []
+    for i, ((family, prompt), question, answer) in enumerate(told):
+        messages = (
+            Message(role="user", content=question),
+            Message(role="assistant", content=answer),
+        )
+        conversations.append(Conversation(f"{index}-{i}", chunk, family, prompt, messages))
+    return conversations
+
+
+def _answers(
+    reader: ChunkReader, questions: Sequence[str], rng: random.Random, config: SynthesisConfig
+) -> list[Reply | None]:
+    """What bot B answers to each; None where it did not end."""
+    if not questions:
         return []
-    answers = reader.complete(
-        [[Message(role="user", content=question)] for _, question in asked],
+    return reader.complete(
+        [[Message(role="user", content=question)] for question in questions],
         temperature=config.answer_temperature,
         max_new_tokens=config.answer_max_tokens,
-        seeds=[rng.randrange(2**31) for _ in asked],
+        seeds=[rng.randrange(2**31) for _ in questions],
     )
-    conversations = []
-    for (seed, question), answer in zip(asked, answers, strict=True):
-        if answer and answer.text.strip() and answer.confidence >= config.min_confidence:
-            messages = (
-                Message(role="user", content=question),
-                Message(role="assistant", content=answer.text),
-            )
-            name = f"{index}-{len(conversations)}"
-            conversations.append(Conversation(name, chunk, *seed, messages))
-    return conversations
 
 
 def without_thoughts(message: str) -> str:

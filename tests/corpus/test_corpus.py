@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cartridges_jax.corpus import draw_chunk, load_documents
-from cartridges_jax.corpus.chunkers import draw_window
+from cartridges_jax.corpus.chunkers import draw_window, whole_passages
 from cartridges_jax.errors import InputError
 
 
@@ -33,12 +33,34 @@ def test_every_token_is_drawn_equally_often():
     assert max(abs(seen[i] / mean - 1) for i in range(100)) < 0.06
 
 
-def test_chunk_text_is_the_window_of_the_document(embedded):
-    text = "Ada Brown lives in Oslo. She works as a baker. Her room is B12."
-    ids = embedded.tokenizer.encode(text)
-    chunk = draw_chunk(random.Random(3), embedded.tokenizer, "d", "t", ids, 5, 9)
-    assert chunk.text and chunk.text in text
-    assert chunk.text == embedded.tokenizer.decode(ids[chunk.start : chunk.end])
+TEXT = "Ada Brown lives in Oslo. She works as a baker.\nIra Falk lives in Rome. His room is B12."
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_chunks_are_whole_passages_of_their_window(embedded, seed):
+    ids = embedded.tokenizer.encode(TEXT)
+    chunk = draw_chunk(random.Random(seed), embedded.tokenizer, "d", "t", ids, 5, 40)
+    shown = embedded.tokenizer.decode(ids[chunk.start : chunk.end]).strip()
+    assert chunk.text and chunk.text in TEXT and chunk.text in shown
+    assert len(chunk.text) >= 0.2 * len(shown) - 2
+
+
+@pytest.mark.parametrize(
+    ("text", "begins_inside", "ends_inside", "whole"),
+    [
+        ("half. A\nA two. A three. A four.\nhal", True, True, "A two. A three. A four."),
+        ("half. A\nA two. A three. A four.\nhal", True, False, "A two. A three. A four.\nhal"),
+        ("half. A\nA two. A three. A four.\nhal", False, True, "half. A\nA two. A three. A four."),
+        ("half of it. One. Two. Three. And this is o", True, True, "One. Two. Three."),
+        ("one long word after the other and no end", True, True,
+         "one long word after the other and no end"),
+        ("a. Break that is too far away to be cut to, and then nothing.\nx", True, False,
+         "Break that is too far away to be cut to, and then nothing.\nx"),
+        ("", True, True, ""),
+    ],
+)  # fmt: skip
+def test_half_lines_and_half_sentences_are_cut_off(text, begins_inside, ends_inside, whole):
+    assert whole_passages(text, begins_inside, ends_inside) == whole
 
 
 def test_a_folder_is_read_in_order_and_without_what_is_not_text(tmp_path):

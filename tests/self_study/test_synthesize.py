@@ -49,11 +49,22 @@ def test_focused_prompts_show_a_sentence_of_the_chunk(embedded, document, tmp_pa
 
 def test_unsure_conversations_are_dropped(embedded, document, tmp_path):
     every = synthesize(embedded, [document], tmp_path / "every", CONFIG)
-    sure = SynthesisConfig(**(vars(CONFIG) | {"min_confidence": 0.8}))
-    some = synthesize(embedded, [document], tmp_path / "some", sure)
     said = {str(c.messages) for c in load_conversations(every, 0)}
-    kept = {str(c.messages) for c in load_conversations(some, 0)}
-    assert kept < said
+    for setting, least in (("min_question_confidence", 0.75), ("min_answer_confidence", 0.999)):
+        sure = SynthesisConfig(**(vars(CONFIG) | {setting: least}))
+        some = synthesize(embedded, [document], tmp_path / setting, sure)
+        kept = {str(c.messages) for c in load_conversations(some, 0)}
+        assert kept < said
+
+
+def test_what_is_answered_alike_without_the_chunk_is_dropped(embedded, document, tmp_path):
+    every = everything(synthesize(embedded, [document], tmp_path / "every", CONFIG))
+    new = SynthesisConfig(**(vars(CONFIG) | {"drop_known": True}))
+    kept = {str(c.messages) for c in everything(synthesize(embedded, [document], tmp_path, new))}
+    alone = embedded.generate([c.messages[0]["content"] for c in every], max_new_tokens=96)
+    alike = [c for c, a in zip(every, alone, strict=True) if a.text == c.messages[1]["content"]]
+    assert alike and not kept & {str(c.messages) for c in alike}
+    assert kept & {str(c.messages) for c in every}
 
 
 def test_a_longer_run_begins_like_a_shorter_one(embedded, document, tmp_path):
@@ -88,8 +99,8 @@ def test_a_folder_of_other_settings_is_refused(embedded, document, tmp_path):
         ({"chunk_min_tokens": 300}, "exceeds"),
         ({"chunk_max_tokens": 5000}, "lower chunk_max_tokens"),
         ({"answer_max_tokens": 1}, "raise question_max_tokens"),
-        ({"min_confidence": 1.0}, "lower min_confidence"),
-        ({"min_confidence": 1.5}, "min_confidence must be at most 1, got 1.5"),
+        ({"min_question_confidence": 1.0}, "lower min_question_confidence"),
+        ({"min_answer_confidence": 1.5}, "min_answer_confidence must be at most 1, got 1.5"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(embedded, document, tmp_path, change, words):

@@ -35,6 +35,7 @@ from cartridges_jax.initializers import corpus_text
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import read_metrics
 from cartridges_jax.self_study.synthesize import EMBEDDED_STUDY, SynthesisConfig, synthesize
+from cartridges_jax.sharding import DATA
 
 DOCUMENT_TOKENS = 500
 VALIDATION_QUESTIONS, TEST_QUESTIONS = 48, 120
@@ -54,8 +55,8 @@ class DemoConfig:
 
     corpus: str = setting("", "Text file or folder; empty for a document of the package.")
     num_slots: int = setting(32, "Slots of the cartridge that the table is about.", above=0)
-    num_conversations: int = setting(1536, "Conversations of self-study.", above=0)
-    num_steps: int = setting(400, "Optimizer steps for each size.", above=0)
+    num_conversations: int = setting(640, "Conversations of self-study.", above=0)
+    num_steps: int = setting(250, "Optimizer steps for each size.", above=0)
     sizes: Literal["three", "one"] = setting(
         "three", "three: also half and double of num_slots, for the plot over sizes."
     )
@@ -106,16 +107,21 @@ def run_demo(
         return sum(right) / len(right)
 
     by_size: dict[int, dict[str, Any]] = {}
-    curves = {}
+    curves, last = {}, None
     for size in sizes:
         run = folder / f"p{size}"
-        settings = TrainConfig(num_slots=size, num_steps=config.num_steps, seed=config.seed)
+        settings = TrainConfig(
+            num_slots=size,
+            num_steps=config.num_steps,
+            rows_per_step=model.mesh.shape[DATA],
+            seed=config.seed,
+        )
         print(f"\nCartridge of {size} slots")
         cartridge = train(
             model, documents, folder / "data", run, settings, validate if validation else None
         )
         speed = 16 if size == config.num_slots else 0
-        by_size[size] = evaluate(
+        by_size[size] = last = evaluate(
             model,
             cartridge,
             documents,
@@ -124,6 +130,7 @@ def run_demo(
             held_out,
             EvaluateConfig(answer_max_tokens=ANSWER_TOKENS, throughput_batch=speed),
             trained_on=folder / "data",
+            earlier=last,
         )
         curves[f"{size} slots"] = read_metrics(run / "metrics.jsonl")
 

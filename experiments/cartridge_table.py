@@ -2,18 +2,17 @@
 
     python -m experiments.cartridge_table --work=runs/table
 
-Five documents of about 1,900 tokens, up to 100 questions each; 128 to 32 slots (15x to 60x), each
+Five documents of about 1,900 tokens, up to 120 questions each; 128 to 62 slots (15x to 30x), each
 trained once. For each document: self-study once with the model's own questions and once with right
-ones by template, then a cartridge of each size; at 96 slots also one started from random vectors
-and one trained on the next token of the text. Then one document of twice the model's window. Some
-three hours on two CPU cores; stopped and run again, it goes on. The result is committed as
-experiments/results/cartridge_table.json.
+ones by template, then a cartridge of each size; at 94 slots (20x) also one started from random
+vectors and one trained on the next token of the text. Then one document of twice the model's
+window. Some three hours on two CPU cores; stopped and run again, it goes on. The result is
+committed as experiments/results/cartridge_table.json.
 """
 
 import dataclasses
-import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags
@@ -45,26 +44,25 @@ from cartridges_jax.evaluation.suites import (
     shown_part,
 )
 from cartridges_jax.models.chat_template import Message
-from cartridges_jax.self_study.clients import Client, LocalClient, LocalReader, Reply
-from cartridges_jax.self_study.synthesize import EMBEDDED_STUDY, SynthesisConfig, synthesize
+from cartridges_jax.self_study.clients import LocalClient, LocalReader, Reply
+from cartridges_jax.self_study.synthesize import synthesize
 from experiments.record import write_result
+from experiments.studied_documents import STUDY, fitting_documents, own_questions, work_folder
 
 _WORK = flags.DEFINE_string("work", "runs/table", "Folder for data and checkpoints.")
 _OUT = flags.DEFINE_string("out", "experiments/results/cartridge_table.json", "Result file.")
 _DOCUMENTS = flags.DEFINE_integer("documents", 5, "Held-out documents.", 1)
-_QUESTIONS = flags.DEFINE_integer("questions", 100, "Questions for each document.", 1)
+_QUESTIONS = flags.DEFINE_integer("questions", 120, "Questions for each document.", 1)
 
-SIZES = (128, 96, 64, 32)
-TEMPLATE_SIZES = (128, 96, 64)
-BASELINE_SIZE = 96
+SIZES = (128, 94, 62)
+TEMPLATE_SIZES = (94, 62)
+BASELINE_SIZE = 94
 TEMPLATE_TRIES = 20  # for a question about a chunk; some chunks have nothing to ask about
-STUDY = dataclasses.replace(EMBEDDED_STUDY, num_conversations=6144)
-TRAIN = TrainConfig(num_steps=600)
-TOKENS = 1880  # asked of a document; those that leave no room for an answer are passed over
+TRAIN = TrainConfig(num_steps=800)
 LONG_TOKENS = 4000  # twice the embedded model's window
 LONG_SLOTS = 128
-LONG_STUDY = dataclasses.replace(STUDY, num_conversations=12_288)
-LONG_TRAIN = dataclasses.replace(TRAIN, num_steps=1200, num_slots=LONG_SLOTS)
+LONG_STUDY = dataclasses.replace(STUDY, num_conversations=4096)
+LONG_TRAIN = dataclasses.replace(TRAIN, num_steps=1600, num_slots=LONG_SLOTS)
 
 
 class TemplateClient:
@@ -124,25 +122,16 @@ class TemplateReader:
         return None
 
 
-def study(
-    model: LanguageModel,
-    document: Document,
-    folder: epath.Path,
-    config: SynthesisConfig = STUDY,
-    client: Client | None = None,
-) -> epath.Path:
-    synthesize(model, [document], folder, config, client)
-    score_targets(model, folder)
-    return folder
-
-
 def cartridges(
-    model: LanguageModel, document: Document, made: GeneratedDocument, folder: epath.Path
+    model: LanguageModel, document: Document, made: GeneratedDocument, work: epath.Path, index: int
 ) -> dict[str, Cartridge]:
     """All cartridges of one document, by the name of their arm."""
-    data = study(model, document, folder / "data")
-    asked = study(model, document, folder / "templates", client=TemplateClient(model, made))
-    text = folder / "text"
+    _, data = own_questions(model, document, work, index)
+    folder = data.parent
+    asked, text = folder / "templates", folder / "text"
+    synthesize(model, [document], asked, STUDY, TemplateClient(model, made))
+    score_targets(model, data)
+    score_targets(model, asked)
     text_targets(model, [document], text, num_rows=1024, min_tokens=64, max_tokens=256)
     base = dataclasses.replace(TRAIN, num_slots=BASELINE_SIZE)
     runs = {f"cartridge {p}": (data, dataclasses.replace(TRAIN, num_slots=p)) for p in SIZES}
@@ -170,20 +159,6 @@ def controls(model: LanguageModel, document: Document) -> list[Arm]:
     return kept
 
 
-def fitting_documents(
-    model: LanguageModel, count: int
-) -> Iterator[tuple[str, Document, GeneratedDocument]]:
-    """Documents that fit the window together with a question and its answer."""
-    names = (f"table {i}" for i in itertools.count())
-    while count:
-        name = next(names)
-        document, made = held_out_document(name, TOKENS)
-        context = model.template.render_context(document.title, document.text)
-        if len(context) + ANSWER_ROOM <= model.config.window:
-            count -= 1
-            yield name, document, made
-
-
 def largest_within(scores: dict[str, Any], sizes: dict[str, Any], prefix: str) -> float | None:
     """The largest compression whose difference to full context is surely above -5 points."""
     good = [
@@ -201,7 +176,7 @@ def short_documents(model: LanguageModel, work: epath.Path) -> dict:
     described, by_document = [], []
     for i, (name, document, made) in enumerate(fitting_documents(model, _DOCUMENTS.value)):
         asked = embedded_questions(made, name, _QUESTIONS.value)
-        found = cartridges(model, document, made, work / f"document_{i}")
+        found = cartridges(model, document, made, work, i)
         arms = controls(model, document)
         arms += [cartridge_arm(cartridge, arm) for arm, cartridge in found.items()]
         texts = [q.question for q in asked]
@@ -271,7 +246,9 @@ def long_document(model: LanguageModel, work: epath.Path) -> dict:
     questions = embedded_questions(
         made, "table long", 200, shares={"lookup": 0.6, "reverse": 0.2, "use case": 0.2}
     )
-    data = study(model, document, work / "long" / "data", LONG_STUDY)
+    data = work / "long" / "data"
+    synthesize(model, [document], data, LONG_STUDY)
+    score_targets(model, data)
     cartridge = train(model, [document], data, work / "long" / "cartridge", LONG_TRAIN)
     arms = control_arms(model, [document], LONG_SLOTS, ANSWER_ROOM)
     arms = [arm for arm in arms if arm.name in (NO_CONTEXT, FULL_CONTEXT, TRUNCATED)]
@@ -292,7 +269,7 @@ def long_document(model: LanguageModel, work: epath.Path) -> dict:
 
 def main(_) -> None:
     model = load_model("embedded")
-    work = epath.Path(_WORK.value) / model.fingerprint["weights"][:12]
+    work = work_folder(_WORK.value, model)
     table = {
         "settings": {"study": vars(STUDY), "train": vars(TRAIN)},
         "model": model.identity,

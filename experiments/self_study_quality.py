@@ -1,8 +1,9 @@
 """How good the embedded model's own questions and answers are, by the ground truth of its texts.
 
-    python -m experiments.self_study_quality --work=runs/self_study
+    python -m experiments.self_study_quality
 
-Self-study of documents of 1,900 tokens, 2,000 conversations each, as the cartridge table does it.
+Self-study of documents of 1,900 tokens, 2,000 conversations each: the very ones that the cartridges
+of the table are trained on (`studied_documents.py`).
 Of the first 1,000 questions: how many can be answered from the chunk, how many are different, how
 many answers to the answerable ones are right; of all 2,000: how many of the document's facts they
 are about. And the model's speed: tokens a second in decoding and in scoring. The result is
@@ -26,18 +27,23 @@ from cartridges_jax.embedded.world.understanding import understand
 from cartridges_jax.evaluation.arms import Arm
 from cartridges_jax.evaluation.evaluate import decode_rate
 from cartridges_jax.evaluation.scoring import is_right, wilson
-from cartridges_jax.evaluation.suites import held_out_document, parser_of, shown_part
+from cartridges_jax.evaluation.suites import parser_of, shown_part
 from cartridges_jax.self_study.conversation import Conversation
-from cartridges_jax.self_study.synthesize import EMBEDDED_STUDY, load_conversations, synthesize
+from cartridges_jax.self_study.synthesize import load_conversations
 from experiments.record import write_result
+from experiments.studied_documents import (
+    STUDY,
+    TOKENS,
+    fitting_documents,
+    own_questions,
+    work_folder,
+)
 
-_WORK = flags.DEFINE_string("work", "runs/self_study", "Folder of conversations.")
+_WORK = flags.DEFINE_string("work", "runs/table", "Folder of conversations.")
 _DOCUMENTS = flags.DEFINE_integer("documents", 3, "Held-out documents.", 1)
 _OUT = flags.DEFINE_string("out", "experiments/results/self_study_quality.json", "Result file.")
 
-TOKENS = 1900
-JUDGED = 1000  # conversations, of each document
-STUDY = dataclasses.replace(EMBEDDED_STUDY, num_conversations=2000)
+JUDGED, COVERING = 1000, 2000  # conversations of each document: judged; asked about its facts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +97,8 @@ def speed(model: LanguageModel, document: Document, data: epath.Path) -> dict[st
     scored = []
     for _ in range(2):  # the first also compiles
         with tempfile.TemporaryDirectory() as folder:
-            copy = shutil.copytree(data, epath.Path(folder) / "data")
+            unscored = shutil.ignore_patterns("targets*")
+            copy = shutil.copytree(data, epath.Path(folder) / "data", ignore=unscored)
             started = time.perf_counter()
             tokens = score_targets(model, copy).total("tokens")
             scored.append(tokens / (time.perf_counter() - started))
@@ -100,19 +107,19 @@ def speed(model: LanguageModel, document: Document, data: epath.Path) -> dict[st
 
 def main(_) -> None:
     model = load_model("embedded")
-    work = epath.Path(_WORK.value) / model.fingerprint["weights"][:12]
+    work = work_folder(_WORK.value, model)
     found: dict[str, Any] = {}
     rates: dict[str, Any] = {}
-    for i in range(_DOCUMENTS.value):
-        document, made = held_out_document(f"self-study {i}", TOKENS)
-        shards = synthesize(model, [document], work / f"document_{i}", STUDY)
+    for i, (name, document, made) in enumerate(fitting_documents(model, _DOCUMENTS.value)):
+        shards, data = own_questions(model, document, work, i)
         told = [one for index in sorted(shards.shards) for one in load_conversations(shards, index)]
+        told = told[:COVERING]
         dropped = shards.total("dropped")
-        rates = rates or speed(model, document, work / f"document_{i}")
+        rates = rates or speed(model, document, data)
         tokenizer, ids = model.template.tokenizer, model.template.tokenizer.encode(made.text)
         judged = [judge(shown_part(made, c.chunk, tokenizer, ids), c) for c in told]
         scores = summary_of(made, judged)
-        found[document.name] = scores | {"genre": made.genre.name, "dropped": dropped}
+        found[name] = scores | {"genre": made.genre.name, "dropped": dropped}
         print(
             f"{made.genre.name}: valid {scores['valid']['value']:.3f}, right "
             f"{scores['right']['value']:.3f}, distinct {scores['distinct']:.3f}, facts covered "

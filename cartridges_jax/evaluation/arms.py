@@ -24,6 +24,7 @@ FULL_CONTEXT = "full context"
 FULL_KV = "full KV"
 TRUNCATED = "truncated"
 CARTRIDGE = "cartridge"
+OF_ANY_SIZE = (NO_CONTEXT, FULL_CONTEXT, FULL_KV)  # do not depend on the cartridge
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
 

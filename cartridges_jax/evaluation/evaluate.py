@@ -57,6 +57,7 @@ def evaluate(
     held_out: str | os.PathLike[str] | None = None,
     config: EvaluateConfig | None = None,
     trained_on: str | os.PathLike[str] | None = None,
+    earlier: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Runs every arm over the same questions and conversations.
 
@@ -70,6 +71,8 @@ def evaluate(
       config: settings.
       trained_on: folder of the training conversations; what they ask too is not held out and is
         left out of the measurement. None if the two are known to be apart.
+      earlier: what an evaluation of another cartridge of the same model, documents, questions and
+        conversations returned; the arms that are the same there are not run again.
 
     Returns:
       What results.json holds.
@@ -89,7 +92,7 @@ def evaluate(
         raise InputError("an evaluation needs questions with answers or held-out conversations")
     folder = files.output_folder(out)
     unseen = None if held_out is None else read_held_out(model, held_out, trained_on)
-    results = measure(model, cartridge, documents, questions, unseen, config)
+    results = measure(model, cartridge, documents, questions, unseen, config, earlier)
     files.write_json(folder / "results.json", results)
     write_report(folder / "report.html", results)
     return results
@@ -102,6 +105,7 @@ def measure(
     questions: Sequence[Question],
     held_out: "HeldOut | None",
     config: EvaluateConfig,
+    earlier: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Computes what `evaluate` writes."""
     # Room for the longest question and its answer beside the context.
@@ -116,21 +120,29 @@ def measure(
         "corpus": [{"name": d.name, "title": d.title, "sha256": d.sha256} for d in documents],
         "arms": {arm.name: _describe(model, arm) for arm in arms},
     }
+    earlier = earlier or {}
+    known = arms_module.OF_ANY_SIZE if earlier else ()
+    new = [arm for arm in arms if arm.name not in known]
     if questions:
-        bar = progress(len(arms) * len(questions), "evaluate", "answer")
-        answers = {}
-        for arm in arms:
-            texts = [q.question for q in questions]
+        answers = {
+            name: [row["given"][name]["text"] for row in earlier["answers"]] for name in known
+        }
+        texts = [q.question for q in questions]
+        bar = progress(len(new) * len(questions), "evaluate", "answer")
+        for arm in new:
             answers[arm.name] = arms_module.answer(model, arm, texts, config.answer_max_tokens)
             bar.update(len(questions))
         bar.close()
+        answers = {arm.name: answers[arm.name] for arm in arms}
         results |= score_answers(questions, answers, reference=arms_module.FULL_CONTEXT)
     if held_out is not None:
         results["held_out"] = {
             "conversations": len(held_out.records),
             "left_out_because_trained_on": held_out.num_seen,
         }
-        for arm in arms:
+        for name in known:
+            results["arms"][name]["held_out"] = earlier["arms"][name]["held_out"]
+        for arm in new:
             results["arms"][arm.name]["held_out"] = divergence(model, arm, held_out.records)
         shown = held_out.conversations[:SAMPLES]
         results["samples"] = _sample_answers(model, arms, shown, config)

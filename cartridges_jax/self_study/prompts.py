@@ -35,6 +35,7 @@ SEED_PROMPTS: dict[str, tuple[str, ...]] = {
     ),
 }
 FAMILIES = tuple(SEED_PROMPTS)
+QUESTION = "question"  # the family of plain questions
 
 
 # Prompts that show bot A the very sentence to ask about: its questions then cover the text evenly
@@ -86,17 +87,20 @@ def focused_prompt(rng: random.Random, family: str, focus: str) -> str:
 
 
 def draw_seed_prompts(
-    rng: random.Random, count: int, text: str | None = None
+    rng: random.Random, count: int, question_share: float = 0.2, text: str | None = None
 ) -> list[tuple[str, str]]:
-    """Draws `count` (family, prompt) pairs, families in turn from a random start.
+    """Draws `count` (family, prompt) pairs.
 
     Args:
       rng: source of every choice.
       count: how many.
+      question_share: of family "question"; the others come in turn from a random start.
       text: what each prompt shows a sentence of; None for the general prompts.
     """
-    first = rng.randrange(len(FAMILIES))
-    families = [FAMILIES[(first + i) % len(FAMILIES)] for i in range(count)]
+    others = [family for family in FAMILIES if family != QUESTION]
+    first, questions = rng.randrange(len(others)), round(question_share * count)
+    families = [QUESTION] * questions
+    families += [others[(first + i) % len(others)] for i in range(count - questions)]
     if text is None:
         return [(family, rng.choice(SEED_PROMPTS[family])) for family in families]
     spans = [draw_focus(rng, text) for _ in families]

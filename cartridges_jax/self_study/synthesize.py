@@ -3,7 +3,7 @@
 Takes documents, hands on `conversations-*.array_record`. A unit of work is one chunk with all its
 conversations: bot A reads the chunk and writes a first message for each seed prompt; bot B reads
 the same chunk and answers, never seeing the seed. What the bots are unsure of can be dropped, and
-so can answers that need no chunk. Unit `i` depends only on (settings, corpus,
+so can most of the answers that need no chunk. Unit `i` depends only on (settings, corpus,
 model, i), so a killed run goes on where it was, and runs of any length begin alike.
 """
 
@@ -60,6 +60,13 @@ class SynthesisConfig:
         "What bot A is told: general, the paper's kind; focused, with a sentence of the chunk to "
         "ask about, so that questions cover the text evenly.",
     )
+    question_share: float = setting(
+        0.2,
+        "Share of the seed prompts that ask for a question, 0 to 1; the other four families are "
+        "equal.",
+        at_least=0,
+        at_most=1,
+    )
     min_question_confidence: float = setting(
         0.0,
         "Drop a question if the geometric mean of its tokens' probabilities is below this, 0 to 1.",
@@ -73,10 +80,13 @@ class SynthesisConfig:
         at_least=0,
         at_most=1,
     )
-    drop_known: bool = setting(
-        False,
-        "Drop a conversation if the model gives the same answer without the chunk: there is "
-        "nothing to learn from it.",
+    max_known_share: float = setting(
+        1.0,
+        "Share of a chunk's conversations, at most, whose answer the model gives without the chunk "
+        "too, 0 to 1; further ones are dropped. Little is learned from them, but a cartridge "
+        "without any forgets to say what is not in the text. 1: nothing is asked twice.",
+        at_least=0,
+        at_most=1,
     )
     seed: int = setting(0, "Seed of chunks, prompts and sampling.", at_least=0)
 
@@ -85,9 +95,10 @@ class SynthesisConfig:
 EMBEDDED_STUDY = SynthesisConfig(
     conversations_per_chunk=32,
     seed_prompts="focused",
+    question_share=0.6,
     min_question_confidence=0.6,
     min_answer_confidence=0.98,
-    drop_known=True,
+    max_known_share=0.04,
 )
 
 
@@ -201,7 +212,12 @@ def _study_unit(
     rng = random.Random(f"unit {config.seed} {index}")
     chunk = drawer.chunk(rng)
     focused = config.seed_prompts == "focused"
-    seeds = draw_seed_prompts(rng, config.conversations_per_chunk, chunk.text if focused else None)
+    seeds = draw_seed_prompts(
+        rng,
+        config.conversations_per_chunk,
+        config.question_share,
+        chunk.text if focused else None,
+    )
     reader = client.read(chunk)
     questions = reader.complete(
         [[Message(role="user", content=prompt)] for _, prompt in seeds],
@@ -220,9 +236,11 @@ def _study_unit(
     for (seed, question), answer in zip(asked, answers, strict=True):
         if answer and answer.text.strip() and answer.confidence >= config.min_answer_confidence:
             told.append((seed, question, answer.text))
-    if config.drop_known:
-        known = _answers(client.read(None), [question for _, question, _ in told], rng, config)
-        told = [t for t, k in zip(told, known, strict=True) if k is None or k.text != t[2]]
+    if config.max_known_share < 1:
+        alone = _answers(client.read(None), [question for _, question, _ in told], rng, config)
+        known = [t for t, reply in zip(told, alone, strict=True) if reply and reply.text == t[2]]
+        excess = known[int(config.max_known_share * config.conversations_per_chunk) :]
+        told = [t for t in told if t not in excess]
     conversations = []
     for i, ((family, prompt), question, answer) in enumerate(told):
         messages = (

@@ -1,13 +1,19 @@
 """Self-study: whole units, resumed without loss, independent of how far it ran before."""
 
 import collections
+import random
 
 import pytest
 
 from cartridges_jax.corpus import Document
 from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation.suites import held_out_document
-from cartridges_jax.self_study.prompts import FAMILIES, FOCUSED_PROMPTS, SEED_PROMPTS
+from cartridges_jax.self_study.prompts import (
+    FAMILIES,
+    FOCUSED_PROMPTS,
+    SEED_PROMPTS,
+    draw_seed_prompts,
+)
 from cartridges_jax.self_study.synthesize import (
     SynthesisConfig,
     load_conversations,
@@ -57,14 +63,32 @@ def test_unsure_conversations_are_dropped(embedded, document, tmp_path):
         assert kept < said
 
 
-def test_what_is_answered_alike_without_the_chunk_is_dropped(embedded, document, tmp_path):
-    every = everything(synthesize(embedded, [document], tmp_path / "every", CONFIG))
-    new = SynthesisConfig(**(vars(CONFIG) | {"drop_known": True}))
-    kept = {str(c.messages) for c in everything(synthesize(embedded, [document], tmp_path, new))}
-    alone = embedded.generate([c.messages[0]["content"] for c in every], max_new_tokens=96)
-    alike = [c for c, a in zip(every, alone, strict=True) if a.text == c.messages[1]["content"]]
-    assert alike and not kept & {str(c.messages) for c in alike}
-    assert kept & {str(c.messages) for c in every}
+def test_what_is_answered_alike_without_the_chunk_is_rare(embedded, document, tmp_path):
+    every = synthesize(embedded, [document], tmp_path / "every", CONFIG)
+    told = {i: load_conversations(every, i) for i in every.shards}
+    known = set()
+    for i, conversations in told.items():
+        asked = [c.messages[0]["content"] for c in conversations]
+        alone = embedded.generate(asked, max_new_tokens=96)
+        for c, a in zip(conversations, alone, strict=True):
+            if a.text == c.messages[1]["content"]:
+                known.add((i, str(c.messages)))
+    assert known
+    for share, most in ((0.0, 0), (0.2, 1)):
+        rare = SynthesisConfig(**(vars(CONFIG) | {"max_known_share": share}))
+        shards = synthesize(embedded, [document], tmp_path / str(share), rare)
+        for i in set(shards.shards) & set(told):
+            kept = {(i, str(c.messages)) for c in load_conversations(shards, i)}
+            assert len(kept & known) <= most
+            assert kept >= {(i, str(c.messages)) for c in told[i]} - known
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.6, 1.0])
+def test_the_share_of_questions(share):
+    seeds = draw_seed_prompts(random.Random(0), 20, share)
+    counts = collections.Counter(family for family, _ in seeds)
+    assert counts["question"] == share * 20
+    assert {counts[f] for f in FAMILIES if f != "question"} == {(20 - counts["question"]) / 4}
 
 
 def test_a_longer_run_begins_like_a_shorter_one(embedded, document, tmp_path):

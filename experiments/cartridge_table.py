@@ -1,17 +1,19 @@
 """Accuracy by cartridge size, beside every control, on held-out documents of the embedded model.
 
-    python -m experiments.cartridge_table --work=runs/table
+    python -m experiments.cartridge_table
 
-Five documents of about 1,900 tokens, up to 120 questions each; 128 to 62 slots (15x to 30x), each
-trained once. For each document: self-study once with the model's own questions and once with right
-ones by template, then a cartridge of each size; at 94 slots (20x) also one started from random
-vectors and one trained on the next token of the text. Then one document of twice the model's
-window. Some three hours on two CPU cores; stopped and run again, it goes on. The result is
-committed as experiments/results/cartridge_table.json.
+Five documents of about 1,900 tokens, up to 120 questions each; each cartridge trained once. For
+each document: self-study once with the model's own questions and once with right ones by template,
+then a cartridge of each size; of 20x less also one started from random vectors and one trained on
+the next token of the text. Then one document of twice the model's window. Some three hours on two
+CPU cores. What every arm answered is committed as experiments/results/cartridge_answers/, one file
+a document, and is not asked again where the settings are the same; the table made of all of them is
+experiments/results/cartridge_table.json.
 """
 
 import dataclasses
-import random
+import functools
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,10 +21,8 @@ from absl import app, flags
 from etils import epath
 
 from cartridges_jax import Cartridge, Document, LanguageModel, load_model
-from cartridges_jax.corpus import Chunk
 from cartridges_jax.distillation.targets import score_targets, text_targets
 from cartridges_jax.distillation.train import TrainConfig, train
-from cartridges_jax.embedded.world import asking
 from cartridges_jax.embedded.world.schema import GeneratedDocument
 from cartridges_jax.evaluation.arms import (
     FULL_CONTEXT,
@@ -41,85 +41,34 @@ from cartridges_jax.evaluation.suites import (
     Question,
     embedded_questions,
     held_out_document,
-    shown_part,
 )
-from cartridges_jax.models.chat_template import Message
-from cartridges_jax.self_study.clients import LocalClient, LocalReader, Reply
 from cartridges_jax.self_study.synthesize import synthesize
-from experiments.record import write_result
+from experiments.record import found_or_made, write_result
 from experiments.studied_documents import STUDY, fitting_documents, own_questions, work_folder
+from experiments.template_questions import TemplateClient
 
 _WORK = flags.DEFINE_string("work", "runs/table", "Folder for data and checkpoints.")
 _OUT = flags.DEFINE_string("out", "experiments/results/cartridge_table.json", "Result file.")
+_ANSWERS = flags.DEFINE_string(
+    "answers", "experiments/results/cartridge_answers", "Folder of all answers."
+)
 _DOCUMENTS = flags.DEFINE_integer("documents", 5, "Held-out documents.", 1)
-_QUESTIONS = flags.DEFINE_integer("questions", 120, "Questions for each document.", 1)
+_LONG = flags.DEFINE_boolean("long", True, "Also a document of twice the model's window.")
+
+QUESTIONS = 120  # about each document
 
 SIZES = (128, 94, 62)
 TEMPLATE_SIZES = (94, 62)
 BASELINE_SIZE = 94
-TEMPLATE_TRIES = 20  # for a question about a chunk; some chunks have nothing to ask about
 TRAIN = TrainConfig(num_steps=800)
 LONG_TOKENS = 4000  # twice the embedded model's window
 LONG_SLOTS = 128
+LONG_QUESTIONS = 200
+LONG_SHARES = {"lookup": 0.6, "reverse": 0.2, "use case": 0.2}  # one fact each
+RIGHT_PART_TOKENS = 500
 LONG_STUDY = dataclasses.replace(STUDY, num_conversations=4096)
 LONG_TRAIN = dataclasses.replace(TRAIN, num_steps=1600, num_slots=LONG_SLOTS)
-
-
-class TemplateClient:
-    """Asks what the ground truth can answer, in the wordings of training; the model answers.
-
-    What better questions would be worth: everything else is as in self-study.
-    """
-
-    def __init__(self, model: LanguageModel, made: GeneratedDocument):
-        self._made = dataclasses.replace(made, split="train")
-        self._tokenizer = model.template.tokenizer
-        self._token_ids = self._tokenizer.encode(made.text)
-        self._local = LocalClient(model, STUDY.conversations_per_chunk)
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        return self._local.fingerprint | {"questions": "by template"}
-
-    def read(self, chunk: Chunk | None) -> "TemplateReader | LocalReader":
-        if chunk is None:
-            return self._local.read(None)
-        shown = shown_part(self._made, chunk, self._tokenizer, self._token_ids)
-        # What only another chunk says is not missing from the text.
-        shown = dataclasses.replace(shown, unstated=self._made.unstated)
-        return TemplateReader(self._made, shown, self._local.read(chunk))
-
-
-class TemplateReader:
-    """One chunk: the first call asks, the second answers."""
-
-    def __init__(self, made: GeneratedDocument, shown: GeneratedDocument, local: LocalReader):
-        self._shown, self._local, self._has_asked = shown, local, False
-        # Facts that the text corrects elsewhere are not asked for.
-        self._known = {f for f, s in shown.facts.items() if made.facts[f].value == s.value}
-
-    def complete(
-        self,
-        requests: Sequence[Sequence[Message]],
-        *,
-        temperature: float,
-        max_new_tokens: int,
-        seeds: Sequence[int],
-    ) -> list[Reply | None]:
-        if self._has_asked:
-            return self._local.complete(
-                requests, temperature=temperature, max_new_tokens=max_new_tokens, seeds=seeds
-            )
-        self._has_asked = True
-        turns = [self._draw(random.Random(seed)) for seed in seeds]
-        return [Reply(turn.question, 1.0) if turn else None for turn in turns]
-
-    def _draw(self, rng: random.Random) -> asking.Turn | None:
-        for _ in range(TEMPLATE_TRIES):
-            turn = asking.draw_turn(rng, self._shown)
-            if turn and self._known.issuperset(turn.facts):
-                return turn
-        return None
+WINDOW = "truncated to the window"
 
 
 def cartridges(
@@ -129,7 +78,9 @@ def cartridges(
     _, data = own_questions(model, document, work, index)
     folder = data.parent
     asked, text = folder / "templates", folder / "text"
-    synthesize(model, [document], asked, STUDY, TemplateClient(model, made))
+    synthesize(
+        model, [document], asked, STUDY, TemplateClient(model, made, STUDY.conversations_per_chunk)
+    )
     score_targets(model, data)
     score_targets(model, asked)
     text_targets(model, [document], text, num_rows=1024, min_tokens=64, max_tokens=256)
@@ -169,28 +120,44 @@ def largest_within(scores: dict[str, Any], sizes: dict[str, Any], prefix: str) -
     return max(good, default=None)
 
 
-def short_documents(model: LanguageModel, work: epath.Path) -> dict:
+def answers_about(
+    model: LanguageModel,
+    name: str,
+    document: Document,
+    made: GeneratedDocument,
+    work: epath.Path,
+    index: int,
+) -> dict[str, Any]:
+    """What every arm answers to every question about one document."""
+    questions = embedded_questions(made, name, QUESTIONS)
+    arms = controls(model, document)
+    found = cartridges(model, document, made, work, index)
+    arms += [cartridge_arm(cartridge, arm) for arm, cartridge in found.items()]
+    texts = [q.question for q in questions]
+    return {
+        "document": describe(model, document, made, len(questions)),
+        "questions": [dataclasses.asdict(q) for q in questions],
+        "answers": {arm.name: answer(model, arm, texts, ANSWER_TOKENS) for arm in arms},
+    }
+
+
+def scored(parts: Sequence[dict[str, Any]], reference: str) -> dict[str, Any]:
+    """Accuracy of every arm over all questions of the documents."""
+    fields = [q for part in parts for q in part["questions"]]
+    questions = [Question(**{**f, "answers": tuple(f["answers"])}) for f in fields]
+    answers = {arm: [a for p in parts for a in p["answers"][arm]] for arm in parts[0]["answers"]}
+    scores = score_answers(questions, answers, reference)
+    del scores["answers"]  # they stand in the documents' own files
+    return scores
+
+
+def short_documents(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The table over all documents together."""
-    questions: list[Question] = []
-    answers: dict[str, list[str]] = {}
-    described, by_document = [], []
-    for i, (name, document, made) in enumerate(fitting_documents(model, _DOCUMENTS.value)):
-        asked = embedded_questions(made, name, _QUESTIONS.value)
-        found = cartridges(model, document, made, work, i)
-        arms = controls(model, document)
-        arms += [cartridge_arm(cartridge, arm) for arm, cartridge in found.items()]
-        texts = [q.question for q in asked]
-        given = {arm.name: answer(model, arm, texts, ANSWER_TOKENS) for arm in arms}
-        for arm, found_here in given.items():
-            answers.setdefault(arm, []).extend(found_here)
-        alone = score_answers(asked, given, FULL_CONTEXT)["accuracy"]
-        by_document.append({arm: of["difference_to_reference"] for arm, of in alone.items()})
-        questions += asked
-        described.append(describe(model, document, made, len(asked)))
-    scores = score_answers(questions, answers, FULL_CONTEXT)
-    del scores["answers"]
-    mean_tokens = sum(d["tokens"] for d in described) / len(described)
-    mean_facts = sum(d["facts"] for d in described) / len(described)
+    described = [part["document"] for part in parts]
+    scores = scored(parts, FULL_CONTEXT)
+    alone = [scored([part], FULL_CONTEXT)["accuracy"] for part in parts]
+    mean_tokens = statistics.fmean(d["tokens"] for d in described)
+    mean_facts = statistics.fmean(d["facts"] for d in described)
     sizes = {
         f"cartridge {p}": {"compression": mean_tokens / p, "facts_per_slot": mean_facts / p}
         for p in SIZES
@@ -200,9 +167,15 @@ def short_documents(model: LanguageModel, work: epath.Path) -> dict:
         "template questions": largest_within(scores, sizes, "templates "),
     }
     return {
-        "documents": described, "sizes": sizes, "baseline_slots": BASELINE_SIZE,
-        "largest_within_5_points": largest, "differences_by_document": by_document, **scores,
-    }  # fmt: skip
+        "documents": described,
+        "sizes": sizes,
+        "baseline_slots": BASELINE_SIZE,
+        "largest_within_5_points": largest,
+        "differences_by_document": [
+            {arm: of["difference_to_reference"] for arm, of in one.items()} for one in alone
+        ],
+        **scores,
+    }
 
 
 def describe(
@@ -240,12 +213,10 @@ def right_part(
         width = int(width * 0.9)
 
 
-def long_document(model: LanguageModel, work: epath.Path) -> dict:
+def long_answers(model: LanguageModel, work: epath.Path) -> dict[str, Any]:
     """A document of twice the window: cartridge, truncated text, and the right part alone."""
     document, made = held_out_document("table long", LONG_TOKENS)
-    questions = embedded_questions(
-        made, "table long", 200, shares={"lookup": 0.6, "reverse": 0.2, "use case": 0.2}
-    )
+    questions = embedded_questions(made, "table long", LONG_QUESTIONS, shares=LONG_SHARES)
     data = work / "long" / "data"
     synthesize(model, [document], data, LONG_STUDY)
     score_targets(model, data)
@@ -256,37 +227,49 @@ def long_document(model: LanguageModel, work: epath.Path) -> dict:
     texts = [q.question for q in questions]
     answers = {arm.name: answer(model, arm, texts, ANSWER_TOKENS) for arm in arms}
     answers["right part"] = [
-        answer(model, right_part(model, made, q, 500), [q.question], ANSWER_TOKENS)[0]
+        answer(model, right_part(model, made, q, RIGHT_PART_TOKENS), [q.question], ANSWER_TOKENS)[0]
         for q in questions
     ]
     # Here "full context" is what fits the window: the truncated text at the largest size.
-    answers["truncated to the window"] = answers.pop(FULL_CONTEXT)
+    answers[WINDOW] = answers.pop(FULL_CONTEXT)
     answers["truncated to the cartridge's size"] = answers.pop(TRUNCATED)
-    scores = score_answers(questions, answers, "truncated to the window")
-    del scores["answers"]
-    return {"document": describe(model, document, made, len(questions)), **scores}
+    return {
+        "document": describe(model, document, made, len(questions)),
+        "questions": [dataclasses.asdict(q) for q in questions],
+        "answers": answers,
+    }
 
 
 def main(_) -> None:
     model = load_model("embedded")
     work = work_folder(_WORK.value, model)
-    table = {
-        "settings": {"study": vars(STUDY), "train": vars(TRAIN)},
-        "model": model.identity,
-        "short_documents": short_documents(model, work),
-    }
+    folder = epath.Path(_ANSWERS.value)
+    with_ = {"model": model.identity, "study": vars(STUDY), "train": vars(TRAIN), "sizes": SIZES}
+    with_ |= {"template_sizes": TEMPLATE_SIZES, "baseline_slots": BASELINE_SIZE}
+    parts = []
+    for i, (name, document, made) in enumerate(fitting_documents(model, _DOCUMENTS.value)):
+        make = functools.partial(answers_about, model, name, document, made, work, i)
+        parts.append(found_or_made(folder / f"document_{i}.json", with_, make))
+        table = {"made_with": with_, "short_documents": short_documents(parts)}
+        print_table(table["short_documents"])
+    if _LONG.value:
+        with_ = {"model": model.identity, "study": vars(LONG_STUDY), "train": vars(LONG_TRAIN)}
+        part = found_or_made(folder / "long.json", with_, lambda: long_answers(model, work))
+        table["long_document"] = {"document": part["document"], **scored([part], WINDOW)}
+        print_table(table["long_document"])
     write_result(_OUT.value, table)
-    table["long_document"] = long_document(model, work)
-    write_result(_OUT.value, table)
-    for part in ("short_documents", "long_document"):
-        print(f"\n{part}")
-        for arm, scores in table[part]["accuracy"].items():
-            all_, d = scores["all"], scores["difference_to_reference"]
-            print(
-                f"  {arm:<34} {100 * all_['value']:5.1f} % ({100 * all_['low']:.1f} to "
-                f"{100 * all_['high']:.1f}), n={all_['n']}; difference {100 * d['value']:+.1f} "
-                f"({100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
-            )
+
+
+def print_table(part: dict[str, Any]) -> None:
+    """Accuracy of every arm, for who waits for the rest."""
+    for arm, scores in part["accuracy"].items():
+        all_, d = scores["all"], scores["difference_to_reference"]
+        print(
+            f"  {arm:<34} {100 * all_['value']:5.1f} % ({100 * all_['low']:.1f} to "
+            f"{100 * all_['high']:.1f}), n={all_['n']}; difference {100 * d['value']:+.1f} "
+            f"({100 * d['low']:+.1f} to {100 * d['high']:+.1f})",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Results as data: every file says by which command, when and on what it was made."""
 
 import datetime
+import json
 import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +19,7 @@ def write_result(path: epath.PathLike, result: dict[str, Any]) -> None:
     """Writes a result file with its command, date and hardware in front."""
     module = sys.modules["__main__"].__spec__
     # Where it worked and wrote is of no matter to the result.
-    said = [a for a in sys.argv[1:] if not a.lstrip("-").startswith(("work=", "out="))]
+    said = [a for a in sys.argv[1:] if not a.lstrip("-").startswith(("work=", "out=", "answers="))]
     name = module.name if module else sys.argv[0]
     made = {
         "command": shlex.join(["python", "-m", name, *said]),
@@ -30,3 +32,20 @@ def write_result(path: epath.PathLike, result: dict[str, Any]) -> None:
     file = epath.Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(file, {"made": made, **result})
+
+
+def found_or_made(
+    path: epath.PathLike, made_with: dict[str, Any], make: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """A result file that was made with these settings; made and written now where there is none.
+
+    So an experiment of many parts goes on where it was, on another machine too.
+    """
+    made_with = json.loads(json.dumps(made_with))  # as it reads in the file
+    file = epath.Path(path)
+    if file.exists():
+        found = json.loads(file.read_text())
+        if found.get("made_with") == made_with:
+            return found
+    write_result(file, {"made_with": made_with, **make()})
+    return json.loads(file.read_text())

@@ -57,10 +57,12 @@ _LONG = flags.DEFINE_boolean("long", True, "Also a document of twice the model's
 
 QUESTIONS = 120  # about each document
 
-SIZES = (128, 94, 62)
-TEMPLATE_SIZES = (94, 62)
+SIZES = (470, 188, 94, 58)  # 4x, 10x, 20x and 32x
+TEMPLATE_SIZES = (188, 94)
 BASELINE_SIZE = 94
 TRAIN = TrainConfig(num_steps=800)
+# Questions by template are about what the chunk says or does not say in the shares of the test.
+TEMPLATE_STUDY = dataclasses.replace(STUDY, max_known_share=1.0, unread_share=0.0)
 LONG_TOKENS = 4000  # twice the embedded model's window
 LONG_SLOTS = 128
 LONG_QUESTIONS = 200
@@ -78,9 +80,8 @@ def cartridges(
     _, data = own_questions(model, document, work, index)
     folder = data.parent
     asked, text = folder / "templates", folder / "text"
-    synthesize(
-        model, [document], asked, STUDY, TemplateClient(model, made, STUDY.conversations_per_chunk)
-    )
+    client = TemplateClient(model, made, TEMPLATE_STUDY.conversations_per_chunk)
+    synthesize(model, [document], asked, TEMPLATE_STUDY, client)
     score_targets(model, data)
     score_targets(model, asked)
     text_targets(model, [document], text, num_rows=1024, min_tokens=64, max_tokens=256)
@@ -245,7 +246,8 @@ def main(_) -> None:
     work = work_folder(_WORK.value, model)
     folder = epath.Path(_ANSWERS.value)
     with_ = {"model": model.identity, "study": vars(STUDY), "train": vars(TRAIN), "sizes": SIZES}
-    with_ |= {"template_sizes": TEMPLATE_SIZES, "baseline_slots": BASELINE_SIZE}
+    with_ |= {"template_study": vars(TEMPLATE_STUDY), "template_sizes": TEMPLATE_SIZES}
+    with_ |= {"baseline_slots": BASELINE_SIZE}
     parts = []
     for i, (name, document, made) in enumerate(fitting_documents(model, _DOCUMENTS.value)):
         make = functools.partial(answers_about, model, name, document, made, work, i)

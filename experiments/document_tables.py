@@ -49,6 +49,10 @@ def _source(result: Result, more: str = "") -> str:
     return f"`{made['command']}`, {made['date']}, {made['hardware']}{more}"
 
 
+def _not_measured(name: str) -> str:
+    return f"(Not measured yet with this model: `python -m experiments.{name}`.)"
+
+
 def scores(result: Result) -> str:
     """Accuracy in context by type of question and length."""
     sets = result["sets"]
@@ -171,6 +175,8 @@ def cartridges_by_type(result: Result) -> str:
 
 def long_document(result: Result) -> str:
     """Accuracy on a document of twice the window."""
+    if "long_document" not in result:  # of a table that is not finished
+        return _not_measured("cartridge_table")
     long = result["long_document"]
     rows = [(arm, _percent(long["accuracy"][arm]["all"])) for arm in long["accuracy"]]
     tokens, n = long["document"]["tokens"], long["document"]["questions"]
@@ -194,7 +200,7 @@ def filled(text: str) -> str:
         pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if pattern.search(text):
             result = RESULTS / file
-            table = f"(Not measured yet with this model: `python -m experiments.{result.stem}`.)"
+            table = _not_measured(result.stem)
             if result.exists():
                 table = make(json.loads(result.read_text()))
             text = pattern.sub(lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text)

@@ -36,6 +36,7 @@ SEED_PROMPTS: dict[str, tuple[str, ...]] = {
 }
 FAMILIES = tuple(SEED_PROMPTS)
 QUESTION = "question"  # the family of plain questions
+UNREAD = "unread"  # not a family of seeds: plain questions by who has seen the title alone
 
 
 # Prompts that show bot A the very sentence to ask about: its questions then cover the text evenly

@@ -3,7 +3,8 @@
 Takes documents, hands on `conversations-*.array_record`. A unit of work is one chunk with all its
 conversations: bot A reads the chunk and writes a first message for each seed prompt; bot B reads
 the same chunk and answers, never seeing the seed. What the bots are unsure of can be dropped, and
-so can most of the answers that need no chunk. Unit `i` depends only on (settings, corpus,
+so can most of the answers that need no chunk. For some questions bot A sees the title alone: they
+are what somebody asks who has not read the text. Unit `i` depends only on (settings, corpus,
 model, i), so a killed run goes on where it was, and runs of any length begin alike.
 """
 
@@ -23,7 +24,14 @@ from cartridges_jax.metrics import progress
 from cartridges_jax.models.chat_template import Message
 from cartridges_jax.self_study.clients import ChunkReader, Client, LocalClient, Reply
 from cartridges_jax.self_study.conversation import SHARDS, Conversation
-from cartridges_jax.self_study.prompts import LONGEST_FOCUS, PROMPTS, draw_seed_prompts
+from cartridges_jax.self_study.prompts import (
+    LONGEST_FOCUS,
+    PROMPTS,
+    QUESTION,
+    SEED_PROMPTS,
+    UNREAD,
+    draw_seed_prompts,
+)
 from cartridges_jax.shards import ShardSet
 
 HOPELESS_CHUNKS = 8  # without a single conversation: the settings cannot work
@@ -83,8 +91,16 @@ class SynthesisConfig:
     max_known_share: float = setting(
         1.0,
         "Share of a chunk's conversations, at most, whose answer the model gives without the chunk "
-        "too, 0 to 1; further ones are dropped. Little is learned from them, but a cartridge "
-        "without any forgets to say what is not in the text. 1: nothing is asked twice.",
+        "too, 0 to 1; further ones are dropped. Little is learned from them. 1: nothing is asked "
+        "twice.",
+        at_least=0,
+        at_most=1,
+    )
+    unread_share: float = setting(
+        0.0,
+        "Share of a chunk's conversations, 0 to 1, for which bot A sees the title and not the "
+        "text. Most of what it then asks is not in the text, and without such questions a "
+        "cartridge forgets to say so. They are kept whatever bot A's confidence.",
         at_least=0,
         at_most=1,
     )
@@ -95,10 +111,11 @@ class SynthesisConfig:
 EMBEDDED_STUDY = SynthesisConfig(
     conversations_per_chunk=32,
     seed_prompts="focused",
-    question_share=0.6,
-    min_question_confidence=0.6,
+    question_share=0.8,
+    min_question_confidence=0.5,
     min_answer_confidence=0.98,
-    max_known_share=0.04,
+    max_known_share=0.0,
+    unread_share=0.04,
 )
 
 
@@ -211,26 +228,19 @@ def _study_unit(
 ) -> list[Conversation]:
     rng = random.Random(f"unit {config.seed} {index}")
     chunk = drawer.chunk(rng)
-    focused = config.seed_prompts == "focused"
+    num_unread = int(config.unread_share * config.conversations_per_chunk)
     seeds = draw_seed_prompts(
         rng,
-        config.conversations_per_chunk,
+        config.conversations_per_chunk - num_unread,
         config.question_share,
-        chunk.text if focused else None,
+        chunk.text if config.seed_prompts == "focused" else None,
     )
     reader = client.read(chunk)
-    questions = reader.complete(
-        [[Message(role="user", content=prompt)] for _, prompt in seeds],
-        temperature=config.question_temperature,
-        max_new_tokens=config.question_max_tokens,
-        seeds=[rng.randrange(2**31) for _ in seeds],
-    )
-    asked: list[tuple[tuple[str, str], str]] = []
-    for seed, reply in zip(seeds, questions, strict=True):
-        if reply is not None and reply.confidence >= config.min_question_confidence:
-            question = without_thoughts(reply.text)
-            if question.strip():
-                asked.append((seed, question))
+    asked = _questions(reader, seeds, rng, config, config.min_question_confidence)
+    if num_unread:
+        seeds = [(UNREAD, rng.choice(SEED_PROMPTS[QUESTION])) for _ in range(num_unread)]
+        title_alone = client.read(dataclasses.replace(chunk, text=""))
+        asked += _questions(title_alone, seeds, rng, config, 0.0)
     told = []
     answers = _answers(reader, [question for _, question in asked], rng, config)
     for (seed, question), answer in zip(asked, answers, strict=True):
@@ -238,7 +248,11 @@ def _study_unit(
             told.append((seed, question, answer.text))
     if config.max_known_share < 1:
         alone = _answers(client.read(None), [question for _, question, _ in told], rng, config)
-        known = [t for t, reply in zip(told, alone, strict=True) if reply and reply.text == t[2]]
+        known = [
+            t
+            for t, reply in zip(told, alone, strict=True)
+            if reply and reply.text == t[2] and t[0][0] != UNREAD
+        ]
         excess = known[int(config.max_known_share * config.conversations_per_chunk) :]
         told = [t for t in told if t not in excess]
     conversations = []
@@ -249,6 +263,29 @@ def _study_unit(
         )
         conversations.append(Conversation(f"{index}-{i}", chunk, family, prompt, messages))
     return conversations
+
+
+def _questions(
+    reader: ChunkReader,
+    seeds: Sequence[tuple[str, str]],
+    rng: random.Random,
+    config: SynthesisConfig,
+    min_confidence: float,
+) -> list[tuple[tuple[str, str], str]]:
+    """What bot A writes for each seed, where it is sure enough; with the seed."""
+    replies = reader.complete(
+        [[Message(role="user", content=prompt)] for _, prompt in seeds],
+        temperature=config.question_temperature,
+        max_new_tokens=config.question_max_tokens,
+        seeds=[rng.randrange(2**31) for _ in seeds],
+    )
+    asked = []
+    for seed, reply in zip(seeds, replies, strict=True):
+        if reply is not None and reply.confidence >= min_confidence:
+            question = without_thoughts(reply.text)
+            if question.strip():
+                asked.append((seed, question))
+    return asked
 
 
 def _answers(

@@ -12,6 +12,7 @@ from cartridges_jax.self_study.prompts import (
     FAMILIES,
     FOCUSED_PROMPTS,
     SEED_PROMPTS,
+    UNREAD,
     draw_seed_prompts,
 )
 from cartridges_jax.self_study.synthesize import (
@@ -81,6 +82,20 @@ def test_what_is_answered_alike_without_the_chunk_is_rare(embedded, document, tm
             kept = {(i, str(c.messages)) for c in load_conversations(shards, i)}
             assert len(kept & known) <= most
             assert kept >= {(i, str(c.messages)) for c in told[i]} - known
+
+
+def test_some_questions_are_asked_by_who_has_not_read_the_text(embedded, document, tmp_path):
+    share = 2.5 / CONFIG.conversations_per_chunk  # two of each chunk
+    config = SynthesisConfig(**(vars(CONFIG) | {"unread_share": share, "max_known_share": 0.0}))
+    told = everything(synthesize(embedded, [document], tmp_path, config))
+    unread = [c for c in told if c.family == UNREAD]
+    assert unread and len(unread) <= 2 * len({c.id.split("-")[0] for c in told})
+    # Without the text most of it cannot be known, and the filter of known answers spares it.
+    refusals = [c for c in unread if "not in the text" in c.messages[1]["content"]]
+    assert len(refusals) > len(unread) / 2
+    for c in unread:  # the answers are those of the chunk, which training shows the teacher
+        assert c.chunk.text
+        assert c.seed_prompt in SEED_PROMPTS["question"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.6, 1.0])

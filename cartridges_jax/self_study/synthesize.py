@@ -228,7 +228,7 @@ def _study_unit(
 ) -> list[Conversation]:
     rng = random.Random(f"unit {config.seed} {index}")
     chunk = drawer.chunk(rng)
-    num_unread = int(config.unread_share * config.conversations_per_chunk)
+    num_unread = round(config.unread_share * config.conversations_per_chunk)
     seeds = draw_seed_prompts(
         rng,
         config.conversations_per_chunk - num_unread,

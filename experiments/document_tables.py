@@ -100,12 +100,12 @@ def self_study(result: Result) -> str:
         (
             of["genre"], _percent(of["valid"]), f"{100 * of['distinct']:.0f} %",
             _percent(of["right"]), f"{100 * of['covered']:.0f} % of {of['facts']}",
-            str(of["dropped"]),
+            str(of["unread"]["conversations"]) if "unread" in of else "", str(of["dropped"]),
         )
         for of in result["documents"].values()
     ]  # fmt: skip
     head = ("document", "can be answered from the chunk", "different", "answered right",
-            "facts asked about", "dropped")  # fmt: skip
+            "facts asked about", "asked without the text", "dropped")  # fmt: skip
     decode, scoring = result["speed"]["decode"], result["speed"]["scoring"]
     rate = f"{decode['median']:,.0f} ({decode['min']:,.0f} to {decode['max']:,.0f})"
     return (

@@ -4,10 +4,11 @@
 
 Self-study of documents of 1,900 tokens, 2,000 conversations each: the very ones that the cartridges
 of the table are trained on (`studied_documents.py`).
-Of the first 1,000 questions: how many can be answered from the chunk, how many are different, how
-many answers to the answerable ones are right; of all 2,000: how many of the document's facts they
-are about. And the model's speed: tokens a second in decoding and in scoring. The result is
-committed as experiments/results/self_study_quality.json.
+Of the first 1,000 questions by who has read the chunk: how many can be answered from it, how many
+are different, how many answers to the answerable ones are right; of all 2,000: how many of the
+document's facts they are about. Questions by who has seen the title alone (`--unread_share`) are
+meant to have no answer, and counted apart. And the model's speed: tokens a second in decoding and
+in scoring. The result is committed as experiments/results/self_study_quality.json.
 """
 
 import collections
@@ -29,6 +30,7 @@ from cartridges_jax.evaluation.evaluate import decode_rate
 from cartridges_jax.evaluation.scoring import is_right, wilson
 from cartridges_jax.evaluation.suites import parser_of, shown_part
 from cartridges_jax.self_study.conversation import Conversation
+from cartridges_jax.self_study.prompts import UNREAD
 from cartridges_jax.self_study.synthesize import load_conversations
 from experiments.record import write_result
 from experiments.studied_documents import (
@@ -51,6 +53,7 @@ class Judgement:
     """What the ground truth says of one conversation."""
 
     about: tuple[str, int, int]  # question and chunk
+    answer: str
     family: str
     kind: str  # of question; empty where the chunk gives no answer
     right: bool
@@ -63,14 +66,16 @@ def judge(shown: GeneratedDocument, one: Conversation) -> Judgement:
     turn = understand(shown, question)
     about = (question, one.chunk.start, one.chunk.end)
     if turn is None:
-        return Judgement(about, one.family, "", False, ())
+        return Judgement(about, answer, one.family, "", False, ())
     right = is_right(answer, (turn.answer,), parser_of(turn))
-    return Judgement(about, one.family, turn.kind, right, turn.facts)
+    return Judgement(about, answer, one.family, turn.kind, right, turn.facts)
 
 
 def summary_of(made: GeneratedDocument, judged: list[Judgement]) -> dict[str, Any]:
     """The four figures, with what went wrong most."""
-    first = judged[:JUDGED]
+    first = [j for j in judged if j.family != UNREAD][:JUDGED]
+    unread = [j for j in judged if j.family == UNREAD]
+    refused = sum("not in the text" in j.answer for j in unread)
     valid = [j for j in first if j.kind]
     different = {j.about: j for j in valid}.values()  # the same again is no new evidence
     asked = {fact for j in judged for fact in j.facts}
@@ -83,9 +88,11 @@ def summary_of(made: GeneratedDocument, judged: list[Judgement]) -> dict[str, An
         "facts": len(made.facts),
         "covered": len(asked & set(made.facts)) / len(made.facts),
         "conversations": len(judged),
+        "valid_of_all": wilson(sum(bool(j.kind) for j in judged), len(judged)).as_json(),
+        "unread": {"conversations": len(unread), "answered with not in the text": refused},
         "kinds": dict(collections.Counter(j.kind for j in valid).most_common()),
         "valid_by_family": {f: valid_families[f] / n for f, n in sorted(families.items())},
-        "not_valid": [j.about[0] for j in first if not j.kind][:20],
+        "not_valid": [f"{j.about[0]} / {j.answer}" for j in first if not j.kind][:20],
         "missed": [" / ".join(fact) for fact in sorted(set(made.facts) - asked)][:20],
     }
 

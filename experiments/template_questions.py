@@ -38,9 +38,7 @@ class TemplateClient:
     def fingerprint(self) -> dict[str, Any]:
         return self._local.fingerprint | {"questions": "by template"}
 
-    def read(self, chunk: Chunk | None) -> "TemplateReader | LocalReader":
-        if chunk is None:
-            return self._local.read(None)
+    def read(self, chunk: Chunk) -> "TemplateReader":
         shown = shown_part(self._made, chunk, self._tokenizer, self._token_ids)
         # What only another chunk says is not missing from the text.
         shown = dataclasses.replace(shown, unstated=self._made.unstated)

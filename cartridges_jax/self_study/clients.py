@@ -45,8 +45,8 @@ class Client(Protocol):
     @property
     def fingerprint(self) -> dict[str, Any]: ...
 
-    def read(self, chunk: Chunk | None) -> ChunkReader:
-        """Reads a chunk; None for a reader without any text."""
+    def read(self, chunk: Chunk) -> ChunkReader:
+        """Reads a chunk, of which the text may be empty: then the title is all it knows."""
         ...
 
 
@@ -61,17 +61,15 @@ class LocalClient:
     def fingerprint(self) -> dict[str, Any]:
         return self._model.fingerprint
 
-    def read(self, chunk: Chunk | None) -> "LocalReader":
-        if chunk is None:
-            return LocalReader(self._model, None, self._batch_size)
+    def read(self, chunk: Chunk) -> "LocalReader":
         context = self._model.template.render_context(chunk.title, chunk.text)
         return LocalReader(self._model, self._model.read(context), self._batch_size)
 
 
 class LocalReader:
-    """A chunk whose KV is computed once for all requests about it; or no chunk."""
+    """A chunk whose KV is computed once for all requests about it."""
 
-    def __init__(self, model: LanguageModel, prefix: Prefix | None, batch_size: int):
+    def __init__(self, model: LanguageModel, prefix: Prefix, batch_size: int):
         self._model, self._prefix, self._batch_size = model, prefix, batch_size
 
     def complete(

@@ -3,9 +3,9 @@
 Takes documents, hands on `conversations-*.array_record`. A unit of work is one chunk with all its
 conversations: bot A reads the chunk and writes a first message for each seed prompt; bot B reads
 the same chunk and answers, never seeing the seed. What the bots are unsure of can be dropped, and
-so can most of the answers that need no chunk. For some questions bot A sees the title alone: they
-are what somebody asks who has not read the text. Unit `i` depends only on (settings, corpus,
-model, i), so a killed run goes on where it was, and runs of any length begin alike.
+so can most of the answers that need no more than the title. For some questions bot A sees the title
+alone: they are what somebody asks who has not read the text. Unit `i` depends only on (settings,
+corpus, model, i), so a killed run goes on where it was, and runs of any length begin alike.
 """
 
 import dataclasses
@@ -90,9 +90,9 @@ class SynthesisConfig:
     )
     max_known_share: float = setting(
         1.0,
-        "Share of a chunk's conversations, at most, whose answer the model gives without the chunk "
-        "too, 0 to 1; further ones are dropped. Little is learned from them. 1: nothing is asked "
-        "twice.",
+        "Share of a chunk's conversations, at most, whose answer the model gives from the title "
+        "alone too, 0 to 1; further ones are dropped. Little is learned from them. 1: nothing is "
+        "asked twice.",
         at_least=0,
         at_most=1,
     )
@@ -110,6 +110,7 @@ class SynthesisConfig:
 # For the embedded model in its own world, where it has learned to ask about a sentence.
 EMBEDDED_STUDY = SynthesisConfig(
     conversations_per_chunk=32,
+    question_temperature=0.8,
     seed_prompts="focused",
     question_share=0.8,
     min_question_confidence=0.5,
@@ -228,6 +229,7 @@ def _study_unit(
 ) -> list[Conversation]:
     rng = random.Random(f"unit {config.seed} {index}")
     chunk = drawer.chunk(rng)
+    title_alone = dataclasses.replace(chunk, text="")
     num_unread = round(config.unread_share * config.conversations_per_chunk)
     seeds = draw_seed_prompts(
         rng,
@@ -239,15 +241,15 @@ def _study_unit(
     asked = _questions(reader, seeds, rng, config, config.min_question_confidence)
     if num_unread:
         seeds = [(UNREAD, rng.choice(SEED_PROMPTS[QUESTION])) for _ in range(num_unread)]
-        title_alone = client.read(dataclasses.replace(chunk, text=""))
-        asked += _questions(title_alone, seeds, rng, config, 0.0)
+        asked += _questions(client.read(title_alone), seeds, rng, config, 0.0)
     told = []
     answers = _answers(reader, [question for _, question in asked], rng, config)
     for (seed, question), answer in zip(asked, answers, strict=True):
         if answer and answer.text.strip() and answer.confidence >= config.min_answer_confidence:
             told.append((seed, question, answer.text))
     if config.max_known_share < 1:
-        alone = _answers(client.read(None), [question for _, question, _ in told], rng, config)
+        reader = client.read(title_alone)
+        alone = _answers(reader, [question for _, question, _ in told], rng, config)
         known = [
             t
             for t, reply in zip(told, alone, strict=True)

@@ -64,13 +64,14 @@ def test_unsure_conversations_are_dropped(embedded, document, tmp_path):
         assert kept < said
 
 
-def test_what_is_answered_alike_without_the_chunk_is_rare(embedded, document, tmp_path):
+def test_what_is_answered_alike_from_the_title_alone_is_rare(embedded, document, tmp_path):
     every = synthesize(embedded, [document], tmp_path / "every", CONFIG)
     told = {i: load_conversations(every, i) for i in every.shards}
     known = set()
+    title = embedded.read(embedded.template.render_context(document.title, ""))
     for i, conversations in told.items():
         asked = [c.messages[0]["content"] for c in conversations]
-        alone = embedded.generate(asked, max_new_tokens=96)
+        alone = embedded.generate(asked, title, max_new_tokens=96)
         for c, a in zip(conversations, alone, strict=True):
             if a.text == c.messages[1]["content"]:
                 known.add((i, str(c.messages)))

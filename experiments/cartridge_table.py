@@ -58,7 +58,7 @@ _LONG = flags.DEFINE_boolean("long", True, "Also a document of twice the model's
 QUESTIONS = 120  # about each document
 
 SIZES = (470, 188, 94, 58)  # 4x, 10x, 20x and 32x
-TEMPLATE_SIZES = (188, 94)
+TEMPLATE_SIZES = (94,)
 BASELINE_SIZE = 94
 TRAIN = TrainConfig(num_steps=800)
 # Questions by template are about what the chunk says or does not say in the shares of the test.

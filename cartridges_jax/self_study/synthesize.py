@@ -110,11 +110,11 @@ class SynthesisConfig:
 # For the embedded model in its own world, where it has learned to ask about a sentence.
 EMBEDDED_STUDY = SynthesisConfig(
     conversations_per_chunk=32,
-    question_temperature=0.8,
+    question_temperature=0.7,
     seed_prompts="focused",
-    question_share=0.8,
+    question_share=0.6,
     min_question_confidence=0.5,
-    min_answer_confidence=0.98,
+    min_answer_confidence=0.995,
     max_known_share=0.0,
     unread_share=0.04,
 )

@@ -247,7 +247,7 @@ def main(_) -> None:
     folder = epath.Path(_ANSWERS.value)
     with_ = {"model": model.identity, "study": vars(STUDY), "train": vars(TRAIN), "sizes": SIZES}
     with_ |= {"template_study": vars(TEMPLATE_STUDY), "template_sizes": TEMPLATE_SIZES}
-    with_ |= {"baseline_slots": BASELINE_SIZE}
+    with_ |= {"baseline_slots": BASELINE_SIZE, "questions": QUESTIONS}
     parts = []
     for i, (name, document, made) in enumerate(fitting_documents(model, _DOCUMENTS.value)):
         make = functools.partial(answers_about, model, name, document, made, work, i)
@@ -256,6 +256,8 @@ def main(_) -> None:
         print_table(table["short_documents"])
     if _LONG.value:
         with_ = {"model": model.identity, "study": vars(LONG_STUDY), "train": vars(LONG_TRAIN)}
+        with_ |= {"tokens": LONG_TOKENS, "questions": LONG_QUESTIONS, "shares": LONG_SHARES}
+        with_ |= {"right_part_tokens": RIGHT_PART_TOKENS}
         part = found_or_made(folder / "long.json", with_, lambda: long_answers(model, work))
         table["long_document"] = {"document": part["document"], **scored([part], WINDOW)}
         print_table(table["long_document"])

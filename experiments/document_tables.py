@@ -100,7 +100,7 @@ def self_study(result: Result) -> str:
         (
             of["genre"], _percent(of["valid"]), f"{100 * of['distinct']:.0f} %",
             _percent(of["right"]), f"{100 * of['covered']:.0f} % of {of['facts']}",
-            str(of["unread"]["conversations"]) if "unread" in of else "", str(of["dropped"]),
+            str(of["unread"]["conversations"]), str(of["dropped"]),
         )
         for of in result["documents"].values()
     ]  # fmt: skip
@@ -157,7 +157,7 @@ def cartridges(result: Result) -> str:
     head = ("context", "smaller than the text", "facts per slot", "accuracy (95 %)",
             "difference to full context, points")  # fmt: skip
     n = accuracy[FULL]["all"]["n"]
-    more = f"; {len(short['documents'])} documents, {n} questions, one training each"
+    more = f"; documents: {len(short['documents'])}, questions: {n}, one training each"
     return f"{_table(head, rows)}\n\n({_source(result, more)})"
 
 

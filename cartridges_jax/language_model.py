@@ -205,7 +205,8 @@ class LanguageModel:
           stop_token_ids: tokens that end an answer; None for the model's own `stop_ids`, an empty
             list for none.
           on_text: called with a prompt's index and the next piece of its answer, while it grows.
-          batch_size: prompts that run together.
+          batch_size: most prompts that run together; batches are of equal size, so that few
+            programs are compiled.
 
         Returns:
           One `Generation` per prompt, in order.
@@ -225,15 +226,17 @@ class LanguageModel:
         if len(row_seeds) != len(rendered):
             raise InputError(f"{len(row_seeds)} seeds were given for {len(rendered)} prompts")
         out: list[Generation] = []
-        for start in range(0, len(rendered), batch_size):
-            shown = [0] * batch_size
+        num_batches = max(1, -(-len(rendered) // batch_size))
+        size = max(1, -(-len(rendered) // num_batches))
+        for start in range(0, len(rendered), size):
+            shown = [0] * size
             answers: list[Generation] = []
             for answers in self._grow(
-                rendered[start : start + batch_size],
+                rendered[start : start + size],
                 prefix,
                 max_new_tokens,
                 sampling,
-                row_seeds[start : start + batch_size],
+                row_seeds[start : start + size],
                 self.stop_ids if stop_token_ids is None else tuple(stop_token_ids),
                 stop,
                 piece=STREAM_TOKENS if stop or on_text else None,

@@ -2,18 +2,20 @@
 
 Takes documents, hands on `conversations-*.array_record`. A unit of work is one chunk with all its
 conversations: bot A reads the chunk and writes a first message for each seed prompt; bot B reads
-the same chunk and answers, never seeing the seed. What the bots are unsure of can be dropped, and
-so can most of the answers that need no more than the title. For some questions bot A sees the title
-alone: they are what somebody asks who has not read the text. Unit `i` depends only on (settings,
-corpus, model, i), so a killed run goes on where it was, and runs of any length begin alike.
+the same chunk and answers, never seeing the seed. What the bots are unsure of can be dropped. Of
+the rest a share can be kept, rather those with much in their answers that only the text can have
+given. For some questions bot A sees the title alone: they are what somebody asks who has not read
+the text. Unit `i` depends only on (settings, corpus, model, i), so a killed run goes on where it
+was, and runs of any length begin alike.
 """
 
 import dataclasses
 import json
 import os
 import random
+import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cartridges_jax import files
 from cartridges_jax.config import check_ranges, digest, setting, to_dict
@@ -34,6 +36,7 @@ from cartridges_jax.self_study.prompts import (
 )
 from cartridges_jax.shards import ShardSet
 
+_WORD = re.compile(r"\w+")
 HOPELESS_CHUNKS = 8  # without a single conversation: the settings cannot work
 
 
@@ -88,19 +91,22 @@ class SynthesisConfig:
         at_least=0,
         at_most=1,
     )
-    max_known_share: float = setting(
+    kept_share: float = setting(
         1.0,
-        "Share of a chunk's conversations, at most, whose answer the model gives from the title "
-        "alone too, 0 to 1; further ones are dropped. Little is learned from them. 1: nothing is "
-        "asked twice.",
-        at_least=0,
+        "Share of a chunk's conversations that are kept, at most, above 0 to 1. They are drawn "
+        "with weights: the words of the answer that are neither in the question nor in the answer "
+        "to it from the title alone. Without any, a conversation teaches nothing and is dropped, "
+        "and so is a chunk's question asked again. 1: all are kept, and the title alone is not "
+        "asked.",
+        above=0,
         at_most=1,
     )
     unread_share: float = setting(
         0.0,
         "Share of a chunk's conversations, 0 to 1, for which bot A sees the title and not the "
         "text. Most of what it then asks is not in the text, and without such questions a "
-        "cartridge forgets to say so. They are kept whatever bot A's confidence.",
+        "cartridge forgets to say so. They are kept whatever bot A's confidence, beside the share "
+        "of the others.",
         at_least=0,
         at_most=1,
     )
@@ -109,14 +115,14 @@ class SynthesisConfig:
 
 # For the embedded model in its own world, where it has learned to ask about a sentence.
 EMBEDDED_STUDY = SynthesisConfig(
-    conversations_per_chunk=32,
-    question_temperature=0.7,
+    conversations_per_chunk=64,
+    question_temperature=0.8,
     seed_prompts="focused",
-    question_share=0.6,
+    question_share=0.7,
     min_question_confidence=0.5,
     min_answer_confidence=0.995,
-    max_known_share=0.0,
-    unread_share=0.04,
+    kept_share=0.25,
+    unread_share=0.02,
 )
 
 
@@ -238,33 +244,54 @@ def _study_unit(
         chunk.text if config.seed_prompts == "focused" else None,
     )
     reader = client.read(chunk)
-    asked = _questions(reader, seeds, rng, config, config.min_question_confidence)
+    questions = _questions(reader, seeds, rng, config, config.min_question_confidence)
     if num_unread:
         seeds = [(UNREAD, rng.choice(SEED_PROMPTS[QUESTION])) for _ in range(num_unread)]
-        asked += _questions(client.read(title_alone), seeds, rng, config, 0.0)
+        questions += _questions(client.read(title_alone), seeds, rng, config, 0.0)
     told = []
-    answers = _answers(reader, [question for _, question in asked], rng, config)
-    for (seed, question), answer in zip(asked, answers, strict=True):
+    answers = _answers(reader, [question for _, question in questions], rng, config)
+    for (seed, question), answer in zip(questions, answers, strict=True):
         if answer and answer.text.strip() and answer.confidence >= config.min_answer_confidence:
-            told.append((seed, question, answer.text))
-    if config.max_known_share < 1:
-        reader = client.read(title_alone)
-        alone = _answers(reader, [question for _, question, _ in told], rng, config)
-        known = [
-            t
-            for t, reply in zip(told, alone, strict=True)
-            if reply and reply.text == t[2] and t[0][0] != UNREAD
-        ]
-        excess = known[int(config.max_known_share * config.conversations_per_chunk) :]
-        told = [t for t in told if t not in excess]
+            told.append(_Told(*seed, question, answer.text))
+    if config.kept_share < 1:
+        read = [t for t in told if t.family != UNREAD]
+        alone = _answers(client.read(title_alone), [t.question for t in read], rng, config)
+        most = int(config.kept_share * config.conversations_per_chunk)
+        kept = _draw_telling(rng, read, [a.text if a else "" for a in alone], most)
+        told = kept + [t for t in told if t.family == UNREAD]
     conversations = []
-    for i, ((family, prompt), question, answer) in enumerate(told):
+    for i, (family, prompt, question, answer) in enumerate(told):
         messages = (
             Message(role="user", content=question),
             Message(role="assistant", content=answer),
         )
         conversations.append(Conversation(f"{index}-{i}", chunk, family, prompt, messages))
     return conversations
+
+
+class _Told(NamedTuple):
+    family: str
+    seed_prompt: str
+    question: str
+    answer: str
+
+
+def _draw_telling(
+    rng: random.Random, told: Sequence[_Told], alone: Sequence[str], most: int
+) -> list[_Told]:
+    """Draws up to `most` that only the text can answer; see `SynthesisConfig.kept_share`.
+
+    `alone` are the answers to the same questions from the title alone.
+    """
+    ranked: dict[str, tuple[float, _Told]] = {}  # by question
+    for one, other in zip(told, alone, strict=True):
+        given = set(_WORD.findall(one.question)) | set(_WORD.findall(other))
+        news = len(set(_WORD.findall(one.answer)) - given)
+        if news and one.question not in ranked:
+            # The largest u ** (1 / weight) are a weighted draw without replacement (Efraimidis and
+            # Spirakis, 2006).
+            ranked[one.question] = (rng.random() ** (1 / news), one)
+    return [one for _, one in sorted(ranked.values(), reverse=True)[:most]]
 
 
 def _questions(

@@ -1,7 +1,9 @@
 """Self-study: whole units, resumed without loss, independent of how far it ran before."""
 
 import collections
+import dataclasses
 import random
+import re
 
 import pytest
 
@@ -17,11 +19,14 @@ from cartridges_jax.self_study.prompts import (
 )
 from cartridges_jax.self_study.synthesize import (
     SynthesisConfig,
+    _draw_telling,
+    _Told,
     load_conversations,
     synthesize,
 )
 
 CONFIG = SynthesisConfig(num_conversations=24, conversations_per_chunk=8, chunk_max_tokens=200)
+KEEPING = dataclasses.replace(CONFIG, kept_share=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -64,34 +69,43 @@ def test_unsure_conversations_are_dropped(embedded, document, tmp_path):
         assert kept < said
 
 
-def test_what_is_answered_alike_from_the_title_alone_is_rare(embedded, document, tmp_path):
+def test_what_only_the_text_can_answer_is_kept(embedded, document, tmp_path):
     every = synthesize(embedded, [document], tmp_path / "every", CONFIG)
-    told = {i: load_conversations(every, i) for i in every.shards}
-    known = set()
+    some = synthesize(embedded, [document], tmp_path / "some", KEEPING)
     title = embedded.read(embedded.template.render_context(document.title, ""))
-    for i, conversations in told.items():
-        asked = [c.messages[0]["content"] for c in conversations]
+    dropped = []
+    for i in set(every.shards) & set(some.shards):
+        told, kept = load_conversations(every, i), load_conversations(some, i)
+        assert len(kept) <= 3 and {str(c.messages) for c in kept} <= {str(c.messages) for c in told}
+        asked = [c.messages[0]["content"] for c in told]
         alone = embedded.generate(asked, title, max_new_tokens=96)
-        for c, a in zip(conversations, alone, strict=True):
-            if a.text == c.messages[1]["content"]:
-                known.add((i, str(c.messages)))
-    assert known
-    for share, most in ((0.0, 0), (0.2, 1)):
-        rare = SynthesisConfig(**(vars(CONFIG) | {"max_known_share": share}))
-        shards = synthesize(embedded, [document], tmp_path / str(share), rare)
-        for i in set(shards.shards) & set(told):
-            kept = {(i, str(c.messages)) for c in load_conversations(shards, i)}
-            assert len(kept & known) <= most
-            assert kept >= {(i, str(c.messages)) for c in told[i]} - known
+        for c, a in zip(told, alone, strict=True):
+            answer = set(re.findall(r"\w+", c.messages[1]["content"]))
+            if not answer - set(re.findall(r"\w+", f"{c.messages[0]['content']} {a.text}")):
+                assert c.messages not in [k.messages for k in kept]
+                dropped.append(c)
+    assert dropped
+
+
+def test_telling_conversations_are_drawn_more_often():
+    told = [
+        _Told("question", "seed", question, "A B C") for question in ("much", "little", "C B A")
+    ]
+    alone = ["", "A B", ""]
+    # An answer without a word that is not in its question is never kept, and no question twice.
+    kept = _draw_telling(random.Random(0), told * 2, alone * 2, 9)
+    assert sorted(one.question for one in kept) == ["little", "much"]
+    firsts = [_draw_telling(random.Random(i), told, alone, 1)[0].question for i in range(2000)]
+    assert 0.72 < firsts.count("much") / 2000 < 0.78  # three new words against one
 
 
 def test_some_questions_are_asked_by_who_has_not_read_the_text(embedded, document, tmp_path):
     share = 2.5 / CONFIG.conversations_per_chunk  # two of each chunk
-    config = SynthesisConfig(**(vars(CONFIG) | {"unread_share": share, "max_known_share": 0.0}))
+    config = SynthesisConfig(**(vars(CONFIG) | {"unread_share": share, "kept_share": 0.5}))
     told = everything(synthesize(embedded, [document], tmp_path, config))
     unread = [c for c in told if c.family == UNREAD]
     assert unread and len(unread) <= 2 * len({c.id.split("-")[0] for c in told})
-    # Without the text most of it cannot be known, and the filter of known answers spares it.
+    # Without the text most of it cannot be known, and the draw spares it.
     refusals = [c for c in unread if "not in the text" in c.messages[1]["content"]]
     assert len(refusals) > len(unread) / 2
     for c in unread:  # the answers are those of the chunk, which training shows the teacher
@@ -107,10 +121,11 @@ def test_the_share_of_questions(share):
     assert {counts[f] for f in FAMILIES if f != "question"} == {(20 - counts["question"]) / 4}
 
 
-def test_a_longer_run_begins_like_a_shorter_one(embedded, document, tmp_path):
-    few = synthesize(embedded, [document], tmp_path / "few", CONFIG)
+@pytest.mark.parametrize("config", [CONFIG, KEEPING])
+def test_a_longer_run_begins_like_a_shorter_one(embedded, document, tmp_path, config):
+    few = synthesize(embedded, [document], tmp_path / "few", config)
     begun = [c.id for c in everything(few)]
-    more = SynthesisConfig(**(vars(CONFIG) | {"num_conversations": 40}))
+    more = SynthesisConfig(**(vars(config) | {"num_conversations": 40}))
     grown = synthesize(embedded, [document], tmp_path / "few", more)
     fresh = synthesize(embedded, [document], tmp_path / "fresh", more)
     assert grown.fingerprint == fresh.fingerprint

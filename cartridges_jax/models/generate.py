@@ -3,7 +3,8 @@
 Prompts of different lengths are padded on the left, so that all rows write to the same cache slot;
 a row's own random stream depends on (seed, step) alone, never on its neighbours. Shapes are rounded
 up to a few sizes, so that few programs are compiled. A caller that wants to see the text while it
-grows, or to stop at strings, advances a few tokens at a time; the cache stays on the device.
+grows, or to stop at strings, advances a few tokens at a time; the cache stays on the device. When
+three rows of four have ended, the others go on in a smaller batch.
 
 A step reads the weights once, the prefix once for all rows, and the rows' caches.
 """
@@ -24,6 +25,10 @@ from cartridges_jax.sharding import DATA, TOKENS_BT, place
 PROMPT_STEP = 32  # prompt lengths are rounded up to a multiple of this
 ANSWER_STEP = 64  # room for new tokens likewise; how many are made is not compiled in
 BATCH_STEP = 8  # batch sizes likewise
+SHRINK_STEP = (
+    16  # tokens after which rows that have ended may leave; multiples, however one advances
+)
+SHRINK_TO = 4  # rows leave when this many times fewer are enough: each size is a program to compile
 
 
 # On CPU, XLA by default runs independent products of a step beside each other, for which it keeps
@@ -177,8 +182,34 @@ def advance_batch(
     return jax.lax.while_loop(keep_going, advance, state)
 
 
+@jax.jit
+def _take_rows(
+    state: DecodeState,
+    padding: Int[Array, "B"],
+    seeds: Int[Array, "B"],
+    index: Int[Array, "R"],
+    live: Int[Array, ""],
+) -> tuple[DecodeState, jax.Array, jax.Array]:
+    """Some rows of a batch; those from `live` on only fill it up."""
+
+    def rows(x: jax.Array, axis: int = 0) -> jax.Array:
+        at = (slice(None),) * axis + (index,)
+        return x.at[at].get(out_sharding=jax.typeof(x).sharding)
+
+    cache = KV(*(rows(x, axis=1) for x in state.cache))
+    done = rows(state.done)
+    done |= jax.sharding.reshard(jnp.arange(len(index)) >= live, jax.typeof(done).sharding.spec)
+    taken = DecodeState(
+        state.step, cache, rows(state.logits), rows(state.token_ids), rows(state.logprobs), done
+    )
+    return taken, rows(padding), rows(seeds)
+
+
 def _round_up(n: int, step: int) -> int:
     return -(-n // step) * step
+
+
+Answer = tuple[list[int], list[float]]  # token ids and log-probabilities
 
 
 class Decoding:
@@ -209,7 +240,8 @@ class Decoding:
           mesh: where to run; the batch is rounded up to a multiple of its rows.
         """
         count = len(prompts)
-        rows = _round_up(count, BATCH_STEP * mesh.shape[DATA]) if count > 1 else mesh.shape[DATA]
+        self._row_step = BATCH_STEP * mesh.shape[DATA]
+        rows = _round_up(count, self._row_step) if count > 1 else mesh.shape[DATA]
         width = _round_up(max(map(len, prompts)), PROMPT_STEP)
         tokens = np.zeros((rows, width), np.int32)
         padding = np.full(rows, width, np.int32)
@@ -219,7 +251,9 @@ class Decoding:
         row_seeds = np.zeros(rows, np.int32)
         row_seeds[:count] = seeds
         self._model, self._prefix, self._mesh = model, prefix, mesh
-        self._count, self._limit = count, max_new_tokens
+        self._limit = max_new_tokens
+        self._prompts = list(range(count))  # which prompt each row of the batch belongs to
+        self._left: dict[int, Answer] = {}  # of prompts whose rows have left the batch
         self._stop_ids, self._sampling = stop_ids, sampling
         with jax.set_mesh(mesh):
             self._padding = place(mesh, padding, P(DATA))
@@ -235,37 +269,66 @@ class Decoding:
     def advance(self, num_tokens: int | None = None) -> None:
         """Makes up to `num_tokens` more tokens in each row; None goes on to the end."""
         made = int(self._state.step)
-        until = self._limit if num_tokens is None else min(self._limit, made + num_tokens)
-        with jax.set_mesh(self._mesh):
-            self._state = advance_batch(
-                self._model,
-                self._prefix,
-                self._state,
-                self._padding,
-                self._seeds,
-                self._sampling,
-                np.int32(until),
-                stop_ids=self._stop_ids,
-                how=self._sampling.draw,
-            )
+        last = self._limit if num_tokens is None else min(self._limit, made + num_tokens)
+        while made < last:
+            until = min(last, made - made % SHRINK_STEP + SHRINK_STEP)
+            with jax.set_mesh(self._mesh):
+                self._state = advance_batch(
+                    self._model,
+                    self._prefix,
+                    self._state,
+                    self._padding,
+                    self._seeds,
+                    self._sampling,
+                    np.int32(until),
+                    stop_ids=self._stop_ids,
+                    how=self._sampling.draw,
+                )
+            done = np.asarray(self._state.done)
+            if done.all():
+                return
+            made = until
+            if made % SHRINK_STEP == 0:
+                self._shrink(done)
 
-    def rows(self) -> list[tuple[list[int], list[float]]]:
+    def _shrink(self, done: np.ndarray) -> None:
+        """Lets the rows that have ended leave, if the batch gets much smaller."""
+        live = np.flatnonzero(~done)
+        rows = _round_up(len(live), self._row_step)
+        if SHRINK_TO * rows > len(done):
+            return
+        self._left |= self._answers()
+        index = np.zeros(rows, np.int32)
+        index[: len(live)] = live
+        with jax.set_mesh(self._mesh):
+            self._state, self._padding, self._seeds = _take_rows(
+                self._state, self._padding, self._seeds, index, np.int32(len(live))
+            )
+        self._prompts = [self._prompts[row] for row in live]
+
+    def rows(self) -> list[Answer]:
         """Returns each prompt's ids and log-probabilities so far, its stop id included.
 
         A row that `stop` has ended goes on with meaningless ids.
         """
-        made = int(self._state.step)
-        ids = np.asarray(self._state.token_ids)[: self._count, :made]
-        logprobs = np.asarray(self._state.logprobs)[: self._count, :made]
+        found = self._left | self._answers()
+        return [found[prompt] for prompt in sorted(found)]
+
+    def _answers(self) -> dict[int, Answer]:
+        """What the rows of the batch hold, by prompt."""
+        made, count = int(self._state.step), len(self._prompts)
+        ids = np.asarray(self._state.token_ids)[:count, :made]
+        logprobs = np.asarray(self._state.logprobs)[:count, :made]
         stops = np.isin(ids, np.asarray(self._stop_ids, np.int32))
         ends = np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, made)
-        return [
-            (row[:end].tolist(), values[:end].tolist())
-            for row, values, end in zip(ids, logprobs, ends, strict=True)
-        ]
+        return {
+            prompt: (row[:end].tolist(), values[:end].tolist())
+            for prompt, row, values, end in zip(self._prompts, ids, logprobs, ends, strict=True)
+        }
 
-    def stop(self, rows: Sequence[int]) -> None:
-        """Ends rows whose text the caller has seen enough of."""
+    def stop(self, prompts: Sequence[int]) -> None:
+        """Ends rows of prompts whose text the caller has seen enough of."""
         done = np.asarray(self._state.done).copy()
-        done[list(rows)] = True
+        ended = set(prompts)
+        done[[row for row, prompt in enumerate(self._prompts) if prompt in ended]] = True
         self._state = self._state._replace(done=place(self._mesh, done, P(DATA)))

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cartridges_jax.errors import InputError
+from cartridges_jax.models import generate
 from cartridges_jax.models.generate import _keep_likely
 from tests.conftest import make_tiny_model
 
@@ -28,6 +29,33 @@ def test_meshes_agree(tiny):
     for shape in ((4, 2), (2, 4)):
         got = make_tiny_model(*shape).generate(PROMPTS, max_new_tokens=10)
         assert [g.token_ids for g in got] == want
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
+def test_rows_that_have_ended_leave_the_batch(monkeypatch, shape):
+    model = make_tiny_model(*shape)
+    ends = list(range(0, model.config.vocab_size, 9))  # a row ends after nine tokens, on average
+    options = {"max_new_tokens": 44, "temperature": 1.0, "stop_token_ids": ends, "batch_size": 64}
+    prompts = [[1, 5 + i, 50, *range(i % 3)] for i in range(64)]
+    sizes = []
+    take_rows = generate._take_rows
+
+    def taken(*args):
+        out = take_rows(*args)
+        sizes.append(out[0].cache.k.shape[1])
+        return out
+
+    monkeypatch.setattr(generate, "_take_rows", taken)
+    got = model.generate(prompts, **options)
+    assert sizes and sizes == sorted(sizes, reverse=True) and sizes[0] <= 64 / generate.SHRINK_TO
+    watched = model.generate(prompts, on_text=lambda *_: None, **options)
+    monkeypatch.setattr(generate, "SHRINK_TO", 1000)
+    want = model.generate(prompts, **options)
+    assert len({len(g.token_ids) for g in want}) > 12
+    for answers in (got, watched):
+        assert [g.token_ids for g in answers] == [g.token_ids for g in want]
+        for a, b in zip(answers, want, strict=True):
+            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
 
 
 def test_greedy_tokens_are_the_best_of_the_logits(tiny):

@@ -36,7 +36,6 @@ from cartridges_jax.self_study.prompts import (
 )
 from cartridges_jax.shards import ShardSet
 
-_WORD = re.compile(r"\w+")
 HOPELESS_CHUNKS = 8  # without a single conversation: the settings cannot work
 
 
@@ -93,11 +92,11 @@ class SynthesisConfig:
     )
     kept_share: float = setting(
         1.0,
-        "Share of a chunk's conversations that are kept, at most, above 0 to 1. They are drawn "
-        "with weights: the words of the answer that are neither in the question nor in the answer "
-        "to it from the title alone. Without any, a conversation teaches nothing and is dropped, "
-        "and so is a chunk's question asked again. 1: all are kept, and the title alone is not "
-        "asked.",
+        "Share of a chunk's conversations that are kept, at most, above 0 to 1; one may always "
+        "be. They are drawn with weights: the words of the answer that are neither in the "
+        "question nor in the answer to it from the title alone. Without any, a conversation "
+        "teaches nothing and is dropped, and so is a chunk's question asked again. 1: all are "
+        "kept, and the title alone is not asked.",
         above=0,
         at_most=1,
     )
@@ -111,6 +110,11 @@ class SynthesisConfig:
         at_most=1,
     )
     seed: int = setting(0, "Seed of chunks, prompts and sampling.", at_least=0)
+
+    @property
+    def most_per_chunk(self) -> int:
+        """Conversations that a chunk leaves, at most, those that are asked unread aside."""
+        return max(1, round(self.kept_share * self.conversations_per_chunk))
 
 
 # For the embedded model in its own world, where it has learned to ask about a sentence.
@@ -207,12 +211,13 @@ def synthesize(
             shards.write(index, records, dropped=config.conversations_per_chunk - len(records))
             bar.update(len(records))
         index += 1
-        needed = config.num_conversations / config.conversations_per_chunk
+        needed = config.num_conversations / config.most_per_chunk
         if index >= (50 + 20 * needed if shards.num_records else HOPELESS_CHUNKS):
             raise InputError(
                 f"after {index} chunks only {shards.num_records} of {config.num_conversations} "
                 "conversations ended within their tokens and were kept; raise question_max_tokens "
-                "and answer_max_tokens, or lower min_question_confidence and min_answer_confidence"
+                "and answer_max_tokens, lower min_question_confidence and min_answer_confidence, "
+                "or set kept_share=1"
             )
     bar.close()
     return shards
@@ -256,8 +261,8 @@ def _study_unit(
     if config.kept_share < 1:
         read = [t for t in told if t.family != UNREAD]
         alone = _answers(client.read(title_alone), [t.question for t in read], rng, config)
-        most = int(config.kept_share * config.conversations_per_chunk)
-        kept = _draw_telling(rng, read, [a.text if a else "" for a in alone], most)
+        alone = [reply.text if reply else "" for reply in alone]
+        kept = _draw_telling(rng, read, alone, config.most_per_chunk)
         told = kept + [t for t in told if t.family == UNREAD]
     conversations = []
     for i, (family, prompt, question, answer) in enumerate(told):
@@ -285,13 +290,16 @@ def _draw_telling(
     """
     ranked: dict[str, tuple[float, _Told]] = {}  # by question
     for one, other in zip(told, alone, strict=True):
-        given = set(_WORD.findall(one.question)) | set(_WORD.findall(other))
-        news = len(set(_WORD.findall(one.answer)) - given)
+        news = len(_words(one.answer) - _words(one.question) - _words(other))
         if news and one.question not in ranked:
             # The largest u ** (1 / weight) are a weighted draw without replacement (Efraimidis and
             # Spirakis, 2006).
             ranked[one.question] = (rng.random() ** (1 / news), one)
     return [one for _, one in sorted(ranked.values(), reverse=True)[:most]]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))
 
 
 def _questions(

@@ -138,7 +138,7 @@ def _synthesize(values: flags.FlagValues) -> None:
     shards = synthesize(_load_model(values), documents, values.out, config)
     print(
         f"{shards.num_records} conversations about {len(documents)} documents in {values.out} "
-        f"({shards.total('dropped')} did not end within their tokens and were dropped)\n"
+        f"({shards.total('dropped')} more did not end, or the settings did not keep them)\n"
         f"next: cartridges train {_model_flags(values)} --corpus={values.corpus} "
         f"--data={values.out} --out=FOLDER"
     )

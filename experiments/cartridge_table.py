@@ -62,7 +62,7 @@ TEMPLATE_SIZES = (94,)
 BASELINE_SIZE = 94
 TRAIN = TrainConfig(num_steps=800)
 # Questions by template are about what the chunk says or does not say in the shares of the test.
-TEMPLATE_STUDY = dataclasses.replace(STUDY, kept_share=1.0, unread_share=0.0)
+TEMPLATE_STUDY = dataclasses.replace(STUDY, kept_share=1.0, skimmed_share=0.0)
 LONG_TOKENS = 4000  # twice the embedded model's window
 LONG_SLOTS = 200  # 20x
 LONG_QUESTIONS = 200

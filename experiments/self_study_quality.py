@@ -6,8 +6,8 @@ Self-study of documents of 1,900 tokens, 2,000 conversations each: the very ones
 of the table are trained on (`studied_documents.py`).
 Of the first 1,000 questions by who has read the chunk: how many can be answered from it, how many
 are different, how many answers to the answerable ones are right; of all 2,000: how many of the
-document's facts they are about. Questions by who has seen the title alone (`--unread_share`) are
-meant to have no answer, and counted apart. And the model's speed: tokens a second in decoding and
+document's facts they are about. Questions by who has skimmed the chunk (`--skimmed_share`) often
+have no answer in it, and are counted apart. And the model's speed: tokens a second in decoding and
 in scoring. The result is committed as experiments/results/self_study_quality.json.
 """
 
@@ -30,7 +30,7 @@ from cartridges_jax.evaluation.evaluate import decode_rate
 from cartridges_jax.evaluation.scoring import is_right, wilson
 from cartridges_jax.evaluation.suites import parser_of, shown_part
 from cartridges_jax.self_study.conversation import Conversation
-from cartridges_jax.self_study.prompts import UNREAD
+from cartridges_jax.self_study.prompts import SKIMMED
 from cartridges_jax.self_study.synthesize import load_conversations
 from experiments.record import write_result
 from experiments.studied_documents import (
@@ -73,9 +73,10 @@ def judge(shown: GeneratedDocument, one: Conversation) -> Judgement:
 
 def summary_of(made: GeneratedDocument, judged: list[Judgement]) -> dict[str, Any]:
     """The four figures, with what went wrong most."""
-    first = [j for j in judged if j.family != UNREAD][:JUDGED]
-    unread = [j for j in judged if j.family == UNREAD]
-    refused = sum("not in the text" in j.answer for j in unread)
+    first = [j for j in judged if j.family != SKIMMED][:JUDGED]
+    skimmed = [j for j in judged if j.family == SKIMMED]
+    refused = [j for j in skimmed if "not in the text" in j.answer]
+    wrongly = [j for j in refused if understand(made, j.about[0])]
     valid = [j for j in first if j.kind]
     different = {j.about: j for j in valid}.values()  # the same again is no new evidence
     asked = {fact for j in judged for fact in j.facts}
@@ -89,7 +90,11 @@ def summary_of(made: GeneratedDocument, judged: list[Judgement]) -> dict[str, An
         "covered": len(asked & set(made.facts)) / len(made.facts),
         "conversations": len(judged),
         "valid_of_all": wilson(sum(bool(j.kind) for j in judged), len(judged)).as_json(),
-        "unread": {"conversations": len(unread), "answered with not in the text": refused},
+        "skimmed": {
+            "conversations": len(skimmed),
+            "answered with not in the text": len(refused),
+            "though elsewhere in the text": len(wrongly),
+        },
         "kinds": dict(collections.Counter(j.kind for j in valid).most_common()),
         "valid_by_family": {f: valid_families[f] / n for f, n in sorted(families.items())},
         "not_valid": [f"{j.about[0]} / {j.answer}" for j in first if not j.kind][:20],

@@ -36,7 +36,7 @@ SEED_PROMPTS: dict[str, tuple[str, ...]] = {
 }
 FAMILIES = tuple(SEED_PROMPTS)
 QUESTION = "question"  # the family of plain questions
-UNREAD = "unread"  # not a family of seeds: plain questions by who has seen the title alone
+SKIMMED = "skimmed"  # not a family of seeds: plain questions by who has seen a few sentences
 
 
 # Prompts that show bot A the very sentence to ask about: its questions then cover the text evenly
@@ -70,16 +70,27 @@ _SENTENCE = re.compile(r"\S.*?(?:[.!?][\"')\]]*(?=\s)|$)", re.MULTILINE)
 SHORTEST_FOCUS, LONGEST_FOCUS = 12, 200  # characters; shorter: numbers of a list and the like
 
 
+def _sentences(text: str) -> list[tuple[int, int]]:
+    """Where sentences and lines begin and end."""
+    spans = [match.span() for match in _SENTENCE.finditer(text)]
+    return [(a, b) for a, b in spans if b - a >= SHORTEST_FOCUS] or spans or [(0, 0)]
+
+
 def draw_focus(rng: random.Random, text: str) -> tuple[int, int]:
     """Draws one sentence or line of a text, each as likely as its length.
 
     Returns:
       Where it begins and ends; long ones are cut.
     """
-    spans = [match.span() for match in _SENTENCE.finditer(text)]
-    spans = [(a, b) for a, b in spans if b - a >= SHORTEST_FOCUS] or spans or [(0, 0)]
+    spans = _sentences(text)
     start, end = rng.choices(spans, [b - a + 1 for a, b in spans])[0]
     return start, min(end, start + LONGEST_FOCUS)
+
+
+def skim(rng: random.Random, text: str, count: int) -> str:
+    """Draws up to `count` sentences of a text, in its order: all that who skims it has seen."""
+    spans = _sentences(text)
+    return "\n".join(text[a:b] for a, b in sorted(rng.sample(spans, min(count, len(spans)))))
 
 
 def focused_prompt(rng: random.Random, family: str, focus: str) -> str:

@@ -4,9 +4,9 @@ Takes documents, hands on `conversations-*.array_record`. A unit of work is one 
 conversations: bot A reads the chunk and writes a first message for each seed prompt; bot B reads
 the same chunk and answers, never seeing the seed. What the bots are unsure of can be dropped. Of
 the rest a share can be kept, rather those with much in their answers that only the text can have
-given. For some questions bot A sees the title alone: they are what somebody asks who has not read
-the text. Unit `i` depends only on (settings, corpus, model, i), so a killed run goes on where it
-was, and runs of any length begin alike.
+given. For some questions bot A has skimmed the chunk and saw a few sentences of it: much of what it
+then asks the text does not say, and bot B says so. Unit `i` depends only on (settings, corpus,
+model, i), so a killed run goes on where it was, and runs of any length begin alike.
 """
 
 import dataclasses
@@ -31,11 +31,13 @@ from cartridges_jax.self_study.prompts import (
     PROMPTS,
     QUESTION,
     SEED_PROMPTS,
-    UNREAD,
+    SKIMMED,
     draw_seed_prompts,
+    skim,
 )
 from cartridges_jax.shards import ShardSet
 
+MOST_SKIMMED = 3  # sentences that bot A sees of a chunk that it skims
 HOPELESS_CHUNKS = 8  # without a single conversation: the settings cannot work
 
 
@@ -95,17 +97,17 @@ class SynthesisConfig:
         "Share of a chunk's conversations that are kept, at most, above 0 to 1; one may always "
         "be. They are drawn with weights: the words of the answer that are neither in the "
         "question nor in the answer to it from the title alone. Without any, a conversation "
-        "teaches nothing and is dropped, and so is a chunk's question asked again. 1: all are "
-        "kept, and the title alone is not asked.",
+        "teaches nothing and is dropped, and so is a chunk's question asked again. Of those by "
+        "who has skimmed the chunk the same share, the ones with the fewest such words. 1: all "
+        "are kept, and the title alone is not asked.",
         above=0,
         at_most=1,
     )
-    unread_share: float = setting(
+    skimmed_share: float = setting(
         0.0,
-        "Share of a chunk's conversations, 0 to 1, for which bot A sees the title and not the "
-        "text. Most of what it then asks is not in the text, and without such questions a "
-        "cartridge forgets to say so. They are kept whatever bot A's confidence, beside the share "
-        "of the others.",
+        "Share of a chunk's conversations, 0 to 1, for which bot A has skimmed the chunk: it sees "
+        f"the title and {MOST_SKIMMED} sentences at most. Much of what it then asks is not in the "
+        "text, and without such questions a cartridge forgets to say so.",
         at_least=0,
         at_most=1,
     )
@@ -113,8 +115,13 @@ class SynthesisConfig:
 
     @property
     def most_per_chunk(self) -> int:
-        """Conversations that a chunk leaves, at most, those that are asked unread aside."""
+        """Conversations that a chunk leaves, at most."""
         return max(1, round(self.kept_share * self.conversations_per_chunk))
+
+    @property
+    def skimmed_per_chunk(self) -> int:
+        """Questions by who has skimmed the chunk."""
+        return round(self.skimmed_share * self.conversations_per_chunk)
 
 
 # For the embedded model in its own world, where it has learned to ask about a sentence.
@@ -126,7 +133,7 @@ EMBEDDED_STUDY = SynthesisConfig(
     min_question_confidence=0.5,
     min_answer_confidence=0.995,
     kept_share=0.25,
-    unread_share=0.02,
+    skimmed_share=0.125,
 )
 
 
@@ -241,29 +248,28 @@ def _study_unit(
     rng = random.Random(f"unit {config.seed} {index}")
     chunk = drawer.chunk(rng)
     title_alone = dataclasses.replace(chunk, text="")
-    num_unread = round(config.unread_share * config.conversations_per_chunk)
     seeds = draw_seed_prompts(
         rng,
-        config.conversations_per_chunk - num_unread,
+        config.conversations_per_chunk - config.skimmed_per_chunk,
         config.question_share,
         chunk.text if config.seed_prompts == "focused" else None,
     )
     reader = client.read(chunk)
-    questions = _questions(reader, seeds, rng, config, config.min_question_confidence)
-    if num_unread:
-        seeds = [(UNREAD, rng.choice(SEED_PROMPTS[QUESTION])) for _ in range(num_unread)]
-        questions += _questions(client.read(title_alone), seeds, rng, config, 0.0)
+    questions = _questions(reader, seeds, rng, config)
+    if config.skimmed_per_chunk:
+        skimmed = skim(rng, chunk.text, rng.randrange(MOST_SKIMMED + 1))
+        prompts = rng.choices(SEED_PROMPTS[QUESTION], k=config.skimmed_per_chunk)
+        skimmer = client.read(dataclasses.replace(chunk, text=skimmed))
+        questions += _questions(skimmer, [(SKIMMED, p) for p in prompts], rng, config)
     told = []
-    answers = _answers(reader, [question for _, question in questions], rng, config)
-    for (seed, question), answer in zip(questions, answers, strict=True):
+    answers = _answers(reader, [asked.question for asked in questions], rng, config)
+    for asked, answer in zip(questions, answers, strict=True):
         if answer and answer.text.strip() and answer.confidence >= config.min_answer_confidence:
-            told.append(_Told(*seed, question, answer.text))
+            told.append(_Told(*asked, answer.text))
     if config.kept_share < 1:
-        read = [t for t in told if t.family != UNREAD]
-        alone = _answers(client.read(title_alone), [t.question for t in read], rng, config)
-        alone = [reply.text if reply else "" for reply in alone]
-        kept = _draw_telling(rng, read, alone, config.most_per_chunk)
-        told = kept + [t for t in told if t.family == UNREAD]
+        title_alone = client.read(dataclasses.replace(chunk, text=""))
+        alone = _answers(title_alone, [t.question for t in told], rng, config)
+        told = _keep(rng, told, [reply.text if reply else "" for reply in alone], config)
     conversations = []
     for i, (family, prompt, question, answer) in enumerate(told):
         messages = (
@@ -274,6 +280,12 @@ def _study_unit(
     return conversations
 
 
+class _Asked(NamedTuple):
+    family: str
+    seed_prompt: str
+    question: str
+
+
 class _Told(NamedTuple):
     family: str
     seed_prompt: str
@@ -281,21 +293,25 @@ class _Told(NamedTuple):
     answer: str
 
 
-def _draw_telling(
-    rng: random.Random, told: Sequence[_Told], alone: Sequence[str], most: int
+def _keep(
+    rng: random.Random, told: Sequence[_Told], alone: Sequence[str], config: SynthesisConfig
 ) -> list[_Told]:
-    """Draws up to `most` that only the text can answer; see `SynthesisConfig.kept_share`.
+    """Draws up to `config.most_per_chunk`; see `SynthesisConfig.kept_share`.
 
     `alone` are the answers to the same questions from the title alone.
     """
-    ranked: dict[str, tuple[float, _Told]] = {}  # by question
+    draws: dict[str, tuple[int, float, _Told]] = {}  # by question, in the order drawn
     for one, other in zip(told, alone, strict=True):
         news = len(_words(one.answer) - _words(one.question) - _words(other))
-        if news and one.question not in ranked:
-            # The largest u ** (1 / weight) are a weighted draw without replacement (Efraimidis and
-            # Spirakis, 2006).
-            ranked[one.question] = (rng.random() ** (1 / news), one)
-    return [one for _, one in sorted(ranked.values(), reverse=True)[:most]]
+        draws.setdefault(one.question, (news, rng.random(), one))
+    skimmed = [draw for draw in draws.values() if draw[2].family == SKIMMED]
+    kept = sorted(skimmed)[: round(config.kept_share * config.skimmed_per_chunk)]
+    # The largest u ** (1 / weight) are a weighted draw without replacement (Efraimidis and
+    # Spirakis, 2006).
+    read = [(u ** (1 / news), one) for news, u, one in draws.values() if news]
+    read = [draw for draw in read if draw[1].family != SKIMMED]
+    most = config.most_per_chunk - len(kept)
+    return [one for _, one in sorted(read, reverse=True)[:most]] + [one for *_, one in kept]
 
 
 def _words(text: str) -> set[str]:
@@ -307,9 +323,11 @@ def _questions(
     seeds: Sequence[tuple[str, str]],
     rng: random.Random,
     config: SynthesisConfig,
-    min_confidence: float,
-) -> list[tuple[tuple[str, str], str]]:
-    """What bot A writes for each seed, where it is sure enough; with the seed."""
+) -> list[_Asked]:
+    """What bot A writes for each (family, prompt), where it is sure enough.
+
+    Who has skimmed cannot be sure.
+    """
     replies = reader.complete(
         [[Message(role="user", content=prompt)] for _, prompt in seeds],
         temperature=config.question_temperature,
@@ -317,11 +335,14 @@ def _questions(
         seeds=[rng.randrange(2**31) for _ in seeds],
     )
     asked = []
-    for seed, reply in zip(seeds, replies, strict=True):
-        if reply is not None and reply.confidence >= min_confidence:
+    for (family, prompt), reply in zip(seeds, replies, strict=True):
+        sure = family == SKIMMED or (
+            reply is not None and reply.confidence >= config.min_question_confidence
+        )
+        if reply is not None and sure:
             question = without_thoughts(reply.text)
             if question.strip():
-                asked.append((seed, question))
+                asked.append(_Asked(family, prompt, question))
     return asked
 
 

@@ -14,12 +14,13 @@ from cartridges_jax.self_study.prompts import (
     FAMILIES,
     FOCUSED_PROMPTS,
     SEED_PROMPTS,
-    UNREAD,
+    SKIMMED,
     draw_seed_prompts,
+    skim,
 )
 from cartridges_jax.self_study.synthesize import (
     SynthesisConfig,
-    _draw_telling,
+    _keep,
     _Told,
     load_conversations,
     synthesize,
@@ -93,24 +94,52 @@ def test_telling_conversations_are_drawn_more_often():
     ]
     alone = ["", "A B", ""]
     # An answer without a word that is not in its question is never kept, and no question twice.
-    kept = _draw_telling(random.Random(0), told * 2, alone * 2, 9)
+    config = SynthesisConfig(conversations_per_chunk=18, kept_share=0.5)
+    kept = _keep(random.Random(0), told * 2, alone * 2, config)
     assert sorted(one.question for one in kept) == ["little", "much"]
-    firsts = [_draw_telling(random.Random(i), told, alone, 1)[0].question for i in range(2000)]
+    one = dataclasses.replace(config, kept_share=1 / 18)
+    firsts = [_keep(random.Random(i), told, alone, one)[0].question for i in range(2000)]
     assert 0.72 < firsts.count("much") / 2000 < 0.78  # three new words against one
 
 
-def test_some_questions_are_asked_by_who_has_not_read_the_text(embedded, document, tmp_path):
-    share = 2.5 / CONFIG.conversations_per_chunk  # two of each chunk
-    config = SynthesisConfig(**(vars(CONFIG) | {"unread_share": share, "kept_share": 0.5}))
+def test_of_skimmed_questions_those_are_kept_that_the_title_alone_answers_alike():
+    told = [_Told(SKIMMED, "", f"question {i}", "C" * i + " no") for i in range(8)]
+    told += [_Told("question", "", f"read {i}", "A B C") for i in range(8)]
+    config = SynthesisConfig(conversations_per_chunk=16, kept_share=0.25, skimmed_share=0.5)
+    alone = ["no"] * 16
+    for i in range(20):
+        kept = _keep(random.Random(i), told, alone, config)
+        assert len(kept) == config.most_per_chunk == 4
+        skimmed = [one.question for one in kept if one.family == SKIMMED]
+        assert len(skimmed) == 2 and "question 0" in skimmed  # the only one without a new word
+
+
+def test_some_questions_are_asked_by_who_has_skimmed_the_text(embedded, document, tmp_path):
+    config = dataclasses.replace(CONFIG, skimmed_share=0.5, kept_share=0.5)
     told = everything(synthesize(embedded, [document], tmp_path, config))
-    unread = [c for c in told if c.family == UNREAD]
-    assert unread and len(unread) <= 2 * len({c.id.split("-")[0] for c in told})
-    # Without the text most of it cannot be known, and the draw spares it.
-    refusals = [c for c in unread if "not in the text" in c.messages[1]["content"]]
-    assert len(refusals) > len(unread) / 2
-    for c in unread:  # the answers are those of the chunk, which training shows the teacher
-        assert c.chunk.text
+    skimmed = [c for c in told if c.family == SKIMMED]
+    units = collections.Counter(c.id.split("-")[0] for c in skimmed)
+    assert skimmed and max(units.values()) <= 2
+    # Much of it the text does not say; of what the others ask next to nothing is kept that is so.
+    refusals = [c.family == SKIMMED for c in told if "not in the text" in c.messages[1]["content"]]
+    assert sum(refusals) > len(skimmed) / 4 and sum(refusals) > 0.8 * len(refusals)
+    for c in skimmed:  # the answers are those of the chunk, which training shows the teacher
+        assert c.chunk.text in document.text
         assert c.seed_prompt in SEED_PROMPTS["question"]
+
+
+def test_who_skims_sees_whole_sentences_in_their_order():
+    text = "The first one is here. The second one, too.\n\n- the third one\n- the fourth one\n"
+    sentences = ["The first one is here.", "The second one, too.", "- the third one"]
+    sentences += ["- the fourth one"]
+    rng = random.Random(0)
+    seen = set()
+    for _ in range(50):
+        lines = skim(rng, text, 2).split("\n")
+        assert lines == sorted(lines, key=sentences.index) and len(lines) == 2
+        seen |= set(lines)
+    assert seen == set(sentences)
+    assert skim(rng, text, 0) == "" and skim(rng, text, 9).split("\n") == sentences
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.6, 1.0])

@@ -23,7 +23,8 @@ from absl import app, flags
 
 from cartridges_jax.attention import attention
 from cartridges_jax.attention.pallas_tpu.plan import Plan, make_plan, sizes_of_chip
-from cartridges_jax.distillation.loss import LossSums, gather_positions
+from cartridges_jax.distillation.lm_head import gather_positions
+from cartridges_jax.distillation.loss import LossSums
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.planning import kernel_traffic
 from cartridges_jax.planning.tpu_compiler import (

@@ -23,13 +23,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from cartridges_jax.distillation.lm_head import (
+    Head,
+    LogitChunks,
+    Logits,
+    gather_positions,
+    over_vocabulary,
+)
 from cartridges_jax.models.transformer import Transformer
-from cartridges_jax.sharding import ACT_BTD, DATA, MODEL, TOKENS_BT, on_tpu
-
-CHUNK = 128  # most target positions of a device whose logits exist at a time
-# On TPU, bytes of these: the head is read anew for each chunk, so larger ones keep the products
-# busier, but beyond this they leave VMEM (at 128k words over 4 chips, 512 take 160 MiB of HBM).
-LOGITS_ON_TPU = 24 * 2**20
+from cartridges_jax.sharding import ACT_BTD, DATA, MODEL
 
 TopJ = Literal["top_j", "renormalised", "tail"]
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
@@ -45,7 +47,7 @@ class Targets(NamedTuple):
 
 
 class LossSums(NamedTuple):
-    """Sums over target positions: of the loss, of the divergence, and their number.
+    """Sums over target positions: of the loss and the divergence, in nats, and their number.
 
     The divergence is the loss plus the teacher's sum of p log p over what the loss counts; without
     the rest of the vocabulary ("top_j") a good student's may be a little below 0.
@@ -54,17 +56,6 @@ class LossSums(NamedTuple):
     loss: jax.Array
     kl: jax.Array
     count: jax.Array
-
-
-def gather_positions(
-    hidden: Float[Array, "B T D"], index: Int[Array, "B M"]
-) -> Float[Array, "B M D"]:
-    """Picks positions of each row, on the device that holds the row."""
-
-    def local(hidden, index):
-        return jnp.take_along_axis(hidden, index[..., None], axis=1)
-
-    return jax.shard_map(local, in_specs=(ACT_BTD, TOKENS_BT), out_specs=ACT_BTD)(hidden, index)
 
 
 def distillation_loss(
@@ -78,12 +69,13 @@ def distillation_loss(
     * "top_j": -sum_j p_j log q(i_j), the cross entropy of the paper's runs (arXiv 2506.06266,
       section 4.2), not renormalised and without the rest. With J = 1 and t = 0 it is the
       next-token loss.
-    * "renormalised": the same with p_j / sum_k p_k: the teacher is taken to say nothing else.
+    * "renormalised": the same with p_j / sum_k p_k: the teacher is taken to say nothing else, as
+      where its distribution is cut to the top K (Peng et al., arXiv 2410.16215).
     * "tail": "top_j", and the rest of the vocabulary as one more outcome:
       -(1 - sum_j p_j) log(1 - sum_j q(i_j)); it holds the student's mass outside the J down.
 
     It is differentiable with respect to `hidden` alone: the base is frozen, and the gradient of its
-    LM head is not computed (it comes out as zero). Ids of a position must differ.
+    LM head is not computed (it comes out as zero). For "tail" the ids of a position must differ.
 
     Args:
       model: gives the LM head.
@@ -152,28 +144,14 @@ def _check_kind(kind: str, kinds: Any) -> None:
 
 
 def _sum(rule: Any, model: Transformer, picked: jax.Array, of_targets: tuple) -> Any:
-    head = model.embedding if model.lm_head is None else model.lm_head
-    scale = None if head.scale is None else head.scale[...]
-    return _summed(rule, picked, head.weight[...], scale, of_targets)
+    return _summed(rule, picked, Head.of(model), of_targets)
 
 
 # ---- rules: the loss of a chunk, a constant, and the gradient of the logits
-
-
-class _Logits(NamedTuple):
-    """One device's part of a chunk's logits: the ids from `first` on."""
-
-    values: Float[Array, "M V"]
-    first: jax.Array
-
-    def log_softmax(self) -> Float[Array, "M V"]:
-        """Log-probabilities over the whole vocabulary, of this part's ids."""
-        top = jax.lax.pmax(self.values.max(-1), MODEL)[:, None]
-        return self.values - top - jnp.log(_over_vocabulary(jnp.exp(self.values - top)))
-
-
-def _over_vocabulary(x: Float[Array, "M V"]) -> Float[Array, "M 1"]:
-    return jax.lax.psum(x.sum(-1, keepdims=True), MODEL)
+#
+# A rule takes a chunk's logits of one device's words, the head's product for a teacher's hidden
+# states, and what belongs to each position. It returns weighted sums over the positions, of the
+# loss and of a constant, and the loss's gradient of the logits.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +160,14 @@ class _TopJ:
 
     kind: TopJ
 
-    def __call__(self, logits: _Logits, _, ids, t, weight):
+    def __call__(
+        self,
+        logits: Logits,
+        _: Any,
+        ids: Int[Array, "m J"],
+        t: Float[Array, "m J"],
+        weight: Float[Array, "m"],
+    ) -> tuple[jax.Array, jax.Array, Float[Array, "m V"]]:
         V = logits.values.shape[1]
         logq = logits.log_softmax()
         own = (ids >= logits.first) & (ids < logits.first + V)
@@ -200,7 +185,7 @@ class _TopJ:
         if self.kind == "tail":
             # The student's rest is summed without the J, as 1 - sum_j q(i_j) would cancel.
             outside = q.at[row, at].multiply(jnp.where(own, 0.0, 1.0))
-            rest_q = jnp.maximum(_over_vocabulary(outside), jnp.finfo(jnp.float32).tiny)
+            rest_q = jnp.maximum(over_vocabulary(outside), jnp.finfo(jnp.float32).tiny)
             rest_p = jnp.clip(1 - jnp.exp(t).sum(-1, keepdims=True), 0.0, 1.0)
             rest = rest_p * weight[:, None]
             loss -= jnp.sum(rest * jnp.log(rest_q))
@@ -216,9 +201,15 @@ class _FullTeacher:
     kind: Divergence
     temperature: float
 
-    def __call__(self, logits: _Logits, logits_of: Callable[[jax.Array], jax.Array], teacher, w):
+    def __call__(
+        self,
+        logits: Logits,
+        logits_of: Callable[[jax.Array], jax.Array],
+        teacher: Float[Array, "m D"],
+        weight: Float[Array, "m"],
+    ) -> tuple[jax.Array, jax.Array, Float[Array, "m V"]]:
         def softened(values: jax.Array) -> jax.Array:
-            return _Logits(values / self.temperature, logits.first).log_softmax()
+            return Logits(values / self.temperature, logits.first).log_softmax()
 
         logp, logq = softened(logits_of(teacher)), softened(logits.values)
         p, q = jnp.exp(logp), jnp.exp(logq)
@@ -227,81 +218,85 @@ class _FullTeacher:
                 each, gradient = p * (logp - logq), q - p
             case "reverse_kl":
                 ratio = logq - logp
-                each, gradient = q * ratio, q * (ratio - _over_vocabulary(q * ratio))
+                each, gradient = q * ratio, q * (ratio - over_vocabulary(q * ratio))
             case "jensen_shannon":
                 logm = jnp.logaddexp(logp, logq) - jnp.log(2.0)
                 ratio = 0.5 * (logq - logm)
                 each = 0.5 * p * (logp - logm) + q * ratio
-                gradient = q * (ratio - _over_vocabulary(q * ratio))
-        value = jnp.sum(_over_vocabulary(each)[:, 0] * w) * self.temperature**2
-        return value, jnp.zeros(()), gradient * w[:, None] * self.temperature
+                gradient = q * (ratio - over_vocabulary(q * ratio))
+        value = jnp.sum(over_vocabulary(each)[:, 0] * weight) * self.temperature**2
+        return value, jnp.zeros(()), gradient * weight[:, None] * self.temperature
+
+
+_Rule = _TopJ | _FullTeacher
 
 
 # ---- the sum over chunks, with the gradient made on the way
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed(rule, picked, head, scale, of_targets):
-    """The summed loss, and the rule's constant (which has no gradient)."""
-    loss, constant, _ = _in_chunks(rule, False, picked, head, scale, of_targets)
+def _summed(
+    rule: _Rule, picked: Float[Array, "B M D"], head: Head, of_targets: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """The summed loss, and the rule's constant (which has no gradient), in nats."""
+    loss, constant, _ = _in_chunks(rule, False, picked, head, of_targets)
     return loss, constant
 
 
-def _forward(rule, picked, head, scale, of_targets):
-    loss, constant, d_picked = _in_chunks(rule, True, picked, head, scale, of_targets)
+def _forward(rule, picked, head, of_targets):
+    loss, constant, d_picked = _in_chunks(rule, True, picked, head, of_targets)
     return (loss, constant), d_picked
 
 
 def _backward(rule, d_picked, gradients):
     d_loss, _ = gradients
-    return (d_picked * d_loss).astype(d_picked.dtype), None, None, None
+    return (d_picked * d_loss).astype(d_picked.dtype), None, None
 
 
 _summed.defvjp(_forward, _backward)
 
 
-def _in_chunks(rule: Any, with_gradient: bool, picked, head, scale, of_targets):
+def _in_chunks(
+    rule: _Rule,
+    with_gradient: bool,
+    picked: Float[Array, "B M D"],
+    head: Head,
+    of_targets: tuple[jax.Array, ...],
+) -> tuple[jax.Array, jax.Array, Float[Array, "B M D"]]:
     """Runs `_device_sums` where the rows and the parts of the vocabulary are."""
 
-    def local(picked, head, scale, of_targets):
-        loss, constant, d_picked = _device_sums(
-            rule, with_gradient, picked, head, scale, of_targets
-        )
+    def local(picked, head, of_targets):
+        loss, constant, d_picked = _device_sums(rule, with_gradient, picked, head, of_targets)
         return jax.lax.psum(loss, DATA), jax.lax.psum(constant, DATA), d_picked
 
     rows = tuple(P(DATA, *[None] * (x.ndim - 1)) for x in of_targets)
-    return jax.shard_map(
+    run: Callable = jax.shard_map(
         local,
-        in_specs=(ACT_BTD, P(MODEL, None), None if scale is None else P(MODEL), rows),
+        in_specs=(ACT_BTD, head.specs, rows),
         out_specs=(P(), P(), ACT_BTD),
         check_vma=False,
-    )(picked, head, scale, of_targets)
+    )
+    return run(picked, head, of_targets)
 
 
-def _device_sums(rule: Any, with_gradient: bool, picked, head, scale, of_targets):
+def _device_sums(
+    rule: _Rule,
+    with_gradient: bool,
+    picked: Float[Array, "B M D"],
+    head: Head,
+    of_targets: tuple[jax.Array, ...],
+) -> tuple[jax.Array, jax.Array, Float[Array, "B M D"]]:
     """Loss and constant of one device's rows, and the loss's gradient of `picked`.
 
-    `head` is this device's part of the vocabulary, [V / devices, D].
+    `head` is this device's part of the vocabulary; `of_targets` begin with the axes [B, M].
     """
-    B, M, D = picked.shape
-    first = jax.lax.axis_index(MODEL) * head.shape[0]
-    chunk = max(8, LOGITS_ON_TPU // (4 * head.shape[0])) if on_tpu() else CHUNK
-    count = max(1, -(-B * M // chunk))
-    size = -(-B * M // (8 * count)) * 8  # even chunks of whole sublanes: little padding
-
-    def chunks(x: jax.Array) -> jax.Array:
-        x = x.reshape(B * M, *x.shape[2:])
-        x = jnp.pad(x, [(0, count * size - B * M)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(count, size, *x.shape[1:])
-
-    def logits_of(h: jax.Array) -> jax.Array:
-        out = jnp.einsum("MD,VD->MV", h, head.astype(h.dtype), preferred_element_type=jnp.float32)
-        return out if scale is None else out * scale
+    rows = len(picked)
+    chunks = LogitChunks(rows * picked.shape[1], head)
 
     def one(sums: Any, chunk: Any) -> Any:
         h, targets = chunk
-        logits, pull = jax.vjp(logits_of, h)
-        loss, constant, d_logits = rule(_Logits(logits, first), logits_of, *targets)
+        logits, pull = jax.vjp(head.logits, h)
+        loss, constant, d_logits = rule(Logits(logits, chunks.first), head.logits, *targets)
         sums = (sums[0] + loss, sums[1] + constant)
         if not with_gradient:
             return sums, None
@@ -310,8 +305,8 @@ def _device_sums(rule: Any, with_gradient: bool, picked, head, scale, of_targets
 
     zero = jnp.zeros((), jnp.float32)
     (loss, constant), d_h = jax.lax.scan(
-        one, (zero, zero), (chunks(picked), tuple(map(chunks, of_targets)))
+        one, (zero, zero), (chunks.cut(picked), tuple(map(chunks.cut, of_targets)))
     )
     if not with_gradient:
         return loss, constant, picked  # not looked at
-    return loss, constant, d_h.reshape(-1, D)[: B * M].reshape(B, M, D)
+    return loss, constant, chunks.join(d_h, rows)

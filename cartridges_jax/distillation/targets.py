@@ -1,9 +1,9 @@
 """Teacher targets: what the model says with the chunk in its context, position by position.
 
 Takes `conversations-*`, hands on `targets-*`, shard for shard. The chunk is read once and its KV
-shared by all conversations about it; then their rows are scored, and the top-J log-probabilities
-kept at positions whose next token belongs to an answer or closes it. Targets always come from our
-own forward pass, so conversations may come from any server.
+shared by all conversations about it; then their rows are scored: the top-J log-probabilities at
+positions whose next token belongs to an answer or closes it, which alone reach the LM head. Targets
+always come from our own forward pass, so conversations may come from any server.
 
 `text_targets` makes records of the same form from plain text: the next-token baseline.
 """
@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from cartridges_jax import files
 from cartridges_jax.config import digest
 from cartridges_jax.corpus import Document
 from cartridges_jax.corpus.chunkers import draw_window
+from cartridges_jax.distillation.lm_head import gather_positions, top_log_probabilities
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import progress
 from cartridges_jax.models.chat_template import Suffix
@@ -44,26 +44,21 @@ BATCH_STEP = 16  # rows scored together
 
 @functools.partial(jax.jit, static_argnames=("top",))
 def _score(
-    model: Transformer, prefix: Prefix, token_ids: Int[Array, "B T"], *, top: int
-) -> tuple[jax.Array, jax.Array]:
-    """Top ids and log-probabilities [B, T, J] of the token after each position.
-
-    Logits exist for one row at a time.
-    """
+    model: Transformer,
+    prefix: Prefix,
+    token_ids: Int[Array, "B T"],
+    index: Int[Array, "B M"],
+    *,
+    top: int,
+) -> tuple[Int[Array, "B M J"], Float[Array, "B M J"]]:
+    """Top ids and log-probabilities of the token after each position of `index`."""
     positions = jnp.broadcast_to(
         jnp.arange(token_ids.shape[1]) + prefix.next_position,
         token_ids.shape,
         out_sharding=TOKENS_BT,
     )
     hidden, _ = model(token_ids, positions, jnp.zeros_like(token_ids), prefix=prefix)
-
-    def column(h):  # [B, D]
-        logits = jax.sharding.reshard(model.logits(h[:, None])[:, 0], P(DATA, None))
-        values, ids = jax.lax.top_k(jax.nn.log_softmax(logits), top)
-        return ids, values
-
-    ids, values = jax.lax.map(column, jnp.moveaxis(hidden, 1, 0))
-    return jnp.moveaxis(ids, 0, 1), jnp.moveaxis(values, 0, 1)
+    return top_log_probabilities(model, gather_positions(hidden, index), top)
 
 
 def encode_record(
@@ -149,20 +144,28 @@ def _score_unit(
 def _score_rows(
     model: LanguageModel, prefix: Prefix, suffixes: Sequence[Suffix], rows: int, loss_on: LossOn
 ) -> list[bytes]:
-    width = -(-max(len(s.token_ids) for s in suffixes) // ROW_STEP) * ROW_STEP
-    tokens = np.zeros((rows, width), np.int32)
-    for i, suffix in enumerate(suffixes):
-        tokens[i, : len(suffix.token_ids)] = suffix.token_ids
+    # Whether the token after each position is wanted.
+    wanted = [np.flatnonzero(s.is_answer[1:] | (loss_on == "all")) for s in suffixes]
+    tokens = _padded([s.token_ids for s in suffixes], rows)
+    index = _padded(wanted, rows)
     with jax.set_mesh(model.mesh):
-        placed = place(model.mesh, tokens, TOKENS_BT)
+        placed = [place(model.mesh, x, TOKENS_BT) for x in (tokens, index)]
         top = min(TOP_J, model.config.vocab_size)
-        ids, values = map(np.asarray, _score(model.transformer, prefix, placed, top=top))
+        ids, values = map(np.asarray, _score(model.transformer, prefix, *placed, top=top))
     records = []
-    for i, suffix in enumerate(suffixes):
-        wanted = suffix.is_answer[1:] | (loss_on == "all")  # of the token after each position
-        index = np.flatnonzero(wanted)
-        records.append(encode_record(suffix.token_ids, index, ids[i, index], values[i, index]))
+    for i, (suffix, at) in enumerate(zip(suffixes, wanted, strict=True)):
+        of_row = (ids[i, : len(at)], values[i, : len(at)])
+        records.append(encode_record(suffix.token_ids, at, *of_row))
     return records
+
+
+def _padded(rows: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """Rows of numbers as int32 [count, width], zeros behind them; width by `ROW_STEP`."""
+    width = -(-max(1, *map(len, rows)) // ROW_STEP) * ROW_STEP
+    out = np.zeros((count, width), np.int32)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
 
 
 def text_targets(

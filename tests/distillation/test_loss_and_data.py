@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from cartridges_jax.distillation import targets as targets_file
 from cartridges_jax.distillation.dataset import RowShape, packed_data
+from cartridges_jax.distillation.lm_head import top_log_probabilities
 from cartridges_jax.distillation.loss import Targets, distillation_loss, full_teacher_loss
 from cartridges_jax.distillation.targets import encode_record
 from cartridges_jax.distillation.train import prefix_loss
@@ -183,6 +184,23 @@ def test_divergence_from_a_full_teacher_equals_its_definition(rng, kind, mesh, t
     check(model, head, hidden, index, compute, define)
 
 
+@pytest.mark.parametrize("top", [1, 20])
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("quantized", [False, True])
+def test_the_likeliest_tokens_equal_those_of_whole_logits(rng, mesh, quantized, top):
+    model, head = model_with_head(mesh, quantized)
+    hidden, index, _ = random_hidden(rng, model)
+    picked = np.take_along_axis(hidden, index[..., None], 1)
+    logp = np.asarray(jax.nn.log_softmax(jnp.einsum("BMD,VD->BMV", picked, head)))
+    with jax.set_mesh(model.mesh):
+        placed = placed_on(model, picked)
+        compute = jax.jit(top_log_probabilities, static_argnums=2)
+        ids, values = map(np.asarray, compute(model.transformer, *placed, top))
+    np.testing.assert_allclose(values, -np.sort(-logp, axis=-1)[..., :top], atol=2e-5)
+    np.testing.assert_allclose(np.take_along_axis(logp, ids, -1), values, atol=2e-5)
+    assert all(len(set(row)) == top for row in ids.reshape(-1, top))
+
+
 def alone_in_a_row(row, T=32):
     """The batch arrays of one conversation in a row of its own."""
 
@@ -225,29 +243,43 @@ def test_packed_rows_equal_unpacked_ones(tiny, rng, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
-def test_an_epoch_holds_every_conversation_once(rng, tmp_path):
+@pytest.mark.parametrize("shape", [RowShape(64, 48), RowShape(256, 20)])
+def test_an_epoch_holds_every_conversation_once(rng, tmp_path, shape):
+    """With all its targets: what overflows a row's tokens or its targets opens another."""
     records = random_records(rng, 40, 500)
     shards = write_shards(tmp_path, records)
-    data = packed_data(shards, RowShape(64, 48), 2, seed=3)
-    want = sorted(
-        tuple(r["token_ids"])
-        for r in map(targets_file.decode_record, records)
-        if len(r["target_index"])
-    )
-    assert data.num_conversations == len(want)
-    got, batches = [], iter(data.batches)
+    data = packed_data(shards, shape, 2, seed=3)
+    rows = [r for r in map(targets_file.decode_record, records) if len(r["target_index"])]
+    want = sorted((tuple(r["token_ids"]), len(r["target_index"])) for r in rows)
+    assert data.num_conversations == len(want) and data.num_dropped == 40 - len(want)
+    got, batches, most = [], iter(data.batches), 0
     while len(got) < 3 * len(want):
         batch = next(batches)
-        for tokens, start in zip(batch["token_ids"], batch["segment_start"], strict=True):
+        for row in range(2):
+            tokens, start = batch["token_ids"][row], batch["segment_start"][row]
+            at = batch["target_index"][row][batch["target_weight"][row] > 0]
+            most = max(most, len(at))
             for s in sorted(set(start)):
                 segment = tokens[start == s]
                 if segment.any():
-                    got.append(tuple(segment))
+                    got.append((tuple(segment), int((start[at] == s).sum())))
+    assert most <= shape.num_targets
     # Packing moves conversations by a few rows, so compare the first two epochs as counts.
     first = got[: 2 * len(want)]
     counts = {c: first.count(c) for c in set(want)}
     assert all(1 <= n <= 3 * want.count(c) for c, n in counts.items())
     assert set(first) == set(want)
+
+
+def test_places_for_targets_bound_a_row_as_its_tokens_do(rng, tmp_path):
+    shards = write_shards(tmp_path, random_records(rng, 60, 500))
+
+    def conversations_per_row(shape):
+        batches = iter(packed_data(shards, shape, 2, seed=0).batches)
+        segments = [next(batches)["segment_start"] for _ in range(8)]
+        return np.mean([len(set(row)) for batch in segments for row in batch])
+
+    assert conversations_per_row(RowShape(256, 30)) < conversations_per_row(RowShape(256, 256)) / 2
 
 
 def test_what_fits_no_row_is_dropped_and_counted(rng, tmp_path):

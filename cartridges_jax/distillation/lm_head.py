@@ -1,0 +1,149 @@
+"""The LM head at chosen positions, a chunk at a time: `[B, T, V]` logits never exist.
+
+`LogitChunks` is what losses and scoring run over, on each device by itself: its rows' positions in
+chunks, and its part of the vocabulary where that is split over "model". A part's logits are made
+whole by a few numbers a position that are summed over devices, never by gathering them.
+
+Time grows with positions * D * V, memory with chunk * V / devices.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Shaped
+
+from cartridges_jax.models.transformer import Transformer
+from cartridges_jax.sharding import ACT_BTD, DATA, MODEL, TOKENS_BT, on_tpu
+
+CHUNK = 128  # most positions of a device whose logits exist at a time
+# On TPU, bytes of these: the head is read anew for each chunk, so larger ones keep the products
+# busier, but beyond this they leave VMEM (at 128k words over 4 chips, 512 take 160 MiB of HBM).
+LOGITS_ON_TPU = 24 * 2**20
+WORDS_OF_DEVICES = P(MODEL, None)  # the spec of a head's weight [V, D]
+
+
+class Head(NamedTuple):
+    """The weight of the LM head [V, D], and the scale [V] of one that is int8."""
+
+    weight: jax.Array
+    scale: jax.Array | None
+
+    @classmethod
+    def of(cls, model: Transformer) -> "Head":
+        head = model.embedding if model.lm_head is None else model.lm_head
+        return cls(head.weight[...], None if head.scale is None else head.scale[...])
+
+    @property
+    def specs(self) -> "Head":
+        """Where its parts are: words over "model"."""
+        return Head(WORDS_OF_DEVICES, None if self.scale is None else P(MODEL))  # type: ignore
+
+    def logits(self, hidden: Float[Array, "M D"]) -> Float[Array, "M V"]:
+        """Float32 logits of the words of this head, or of a device's part of it."""
+        weight = self.weight.astype(hidden.dtype)
+        out = jnp.einsum("MD,VD->MV", hidden, weight, preferred_element_type=jnp.float32)
+        return out if self.scale is None else out * self.scale
+
+
+class Logits(NamedTuple):
+    """One device's part of a chunk's logits: the ids from `first` on."""
+
+    values: Float[Array, "M V"]
+    first: jax.Array
+
+    def log_softmax(self) -> Float[Array, "M V"]:
+        """Log-probabilities over the whole vocabulary, of this part's ids."""
+        top = jax.lax.pmax(self.values.max(-1), MODEL)[:, None]
+        return self.values - top - jnp.log(over_vocabulary(jnp.exp(self.values - top)))
+
+
+def over_vocabulary(x: Float[Array, "M V"]) -> Float[Array, "M 1"]:
+    """Sums a device's part of the vocabulary, and that over devices."""
+    return jax.lax.psum(x.sum(-1, keepdims=True), MODEL)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitChunks:
+    """How one device's positions are cut, and which words of the vocabulary are its own."""
+
+    positions: int
+    head: Head
+
+    @property
+    def first(self) -> jax.Array:
+        """The first id of this device's part."""
+        return jax.lax.axis_index(MODEL) * self.head.weight.shape[0]
+
+    @property
+    def count(self) -> int:
+        words = self.head.weight.shape[0]
+        most = max(8, LOGITS_ON_TPU // (4 * words)) if on_tpu() else CHUNK
+        return max(1, -(-self.positions // most))
+
+    @property
+    def size(self) -> int:
+        """Even chunks of whole sublanes: little padding."""
+        return -(-self.positions // (8 * self.count)) * 8
+
+    def cut(self, x: Shaped[Array, "B M *rest"]) -> Shaped[Array, "count size *rest"]:
+        """What belongs to each position, padded, as chunks."""
+        x = x.reshape(self.positions, *x.shape[2:])
+        extra = self.count * self.size - self.positions
+        x = jnp.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(self.count, self.size, *x.shape[1:])
+
+    def join(self, x: Shaped[Array, "count size *rest"], rows: int) -> Shaped[Array, "B M *rest"]:
+        """The inverse of `cut`."""
+        rest = x.shape[2:]
+        return x.reshape(-1, *rest)[: self.positions].reshape(rows, -1, *rest)
+
+
+def gather_positions(
+    hidden: Float[Array, "B T D"], index: Int[Array, "B M"]
+) -> Float[Array, "B M D"]:
+    """Picks positions of each row, on the device that holds the row."""
+
+    def local(hidden, index):
+        return jnp.take_along_axis(hidden, index[..., None], axis=1)
+
+    return jax.shard_map(local, in_specs=(ACT_BTD, TOKENS_BT), out_specs=ACT_BTD)(hidden, index)
+
+
+def top_log_probabilities(
+    model: Transformer, picked: Float[Array, "B M D"], top: int
+) -> tuple[Int[Array, "B M J"], Float[Array, "B M J"]]:
+    """The `top` likeliest ids, likeliest first, and their log-probabilities in float32.
+
+    With the vocabulary over "model" each device ranks its own part; of these the likeliest are
+    gathered.
+
+    Args:
+      model: gives the LM head.
+      picked: normed hidden states of the positions.
+      top: how many, at most the size of the vocabulary.
+    """
+    head = Head.of(model)
+
+    def local(picked, head):
+        chunks = LogitChunks(picked.shape[0] * picked.shape[1], head)
+
+        def one(hidden):
+            logq = Logits(head.logits(hidden), chunks.first).log_softmax()
+            values, ids = jax.lax.top_k(logq, min(top, logq.shape[-1]))
+            gather = functools.partial(jax.lax.all_gather, axis_name=MODEL, axis=1, tiled=True)
+            values, where = jax.lax.top_k(gather(values), top)
+            return jnp.take_along_axis(gather(ids + chunks.first), where, axis=1), values
+
+        ids, values = jax.lax.map(one, chunks.cut(picked))
+        return chunks.join(ids, len(picked)), chunks.join(values, len(picked))
+
+    rows = P(DATA, None, None)
+    run: Callable = jax.shard_map(
+        local, in_specs=(ACT_BTD, head.specs), out_specs=(rows, rows), check_vma=False
+    )
+    return run(picked, head)

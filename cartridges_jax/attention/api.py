@@ -8,7 +8,8 @@ the transpose of the map, in the prefix's own dtype: pass trainable slots in flo
 
 import functools
 import logging
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from cartridges_jax.attention.blocked import blocked_backward, blocked_forward
 from cartridges_jax.attention.cudnn import cudnn_backward, cudnn_forward, why_not_cudnn
 from cartridges_jax.attention.pallas_tpu import pallas_backward, pallas_forward
 from cartridges_jax.attention.reference import reference_attention
-from cartridges_jax.sharding import DATA, TOKENS_BT, head_axis
+from cartridges_jax.sharding import DATA, TOKENS_BT, head_axis, on_tpu
 
 Implementation = Literal["reference", "blocked", "pallas", "pallas_interpret", "cudnn"]
 # What a rematerialisation policy should save, so that the forward kernel does not run twice.
@@ -78,7 +79,8 @@ def attention(
       [B, T, N] float32.
 
     Raises:
-      ValueError: if the implementation asked for is none, or cannot serve the case.
+      ValueError: if the implementation asked for is none or cannot serve the case, or shapes do not
+        fit each other.
     """
     H = q.shape[-1]
     K = k.shape[1 if heads_first else 2]
@@ -104,12 +106,16 @@ def attention(
     elif implementation is None and q.shape[1] <= _SHORT and scores <= _MOST_SCORES:
         _log_once(f"attention: one batched product for up to {_SHORT} queries a row")
         implementation = "reference"
-    elif implementation is None and jax.default_backend() == "gpu":
+    elif implementation is None and jax.default_backend() == "gpu" and not on_tpu():
         reason = why_not_cudnn(q, return_lse)
         _log_once(f"attention: blocked, as cuDNN {reason}" if reason else "attention: cuDNN")
         implementation = "blocked" if reason else "cudnn"
     if query_offset is None and q.shape[1] != S:
         raise ValueError(f"{S} keys for {q.shape[1]} queries need a query_offset")
+    if q.shape[2] % K:
+        raise ValueError(f"{q.shape[2]} query heads are no multiple of {K} kv heads")
+    if shared and length.ndim:
+        raise ValueError(f"a prefix that rows share has one length, not {length.shape}")
     reason = _why_not(implementation, query_offset, q, return_lse)
     if reason:
         raise ValueError(f"{implementation=} {reason}")
@@ -123,10 +129,10 @@ def attention(
                 q, k, v, prefix_k.astype(k.dtype), prefix_v.astype(k.dtype), segment_start, length,
                 query_offset=offset, scale=scale, heads_first=heads_first,
             )  # fmt: skip
-        keys = (k, v, prefix_k, prefix_v)
         if heads_first:
-            keys = tuple(x.swapaxes(-2, -3) for x in keys)
-        return _whole_rows(q, *keys, segment_start, length, scale, implementation)
+            k, v, prefix_k, prefix_v = (x.swapaxes(-2, -3) for x in (k, v, prefix_k, prefix_v))
+        rows = _Rows(q, k, v, prefix_k, prefix_v, segment_start, length)
+        return _whole_rows(rows, scale, implementation)
 
     mapped: Any = jax.shard_map(
         local,
@@ -148,8 +154,13 @@ def _why_not(
         return f"is none of {', '.join(get_args(Implementation))}"
     if query_offset is not None:
         return "serves whole rows; query_offset must be None"
-    if implementation == "pallas" and q.shape[-1] not in _PALLAS_HEADS:
-        return f"serves heads of {_PALLAS_HEADS} dimensions, not {q.shape[-1]}"
+    if implementation == "pallas":
+        if q.shape[-1] not in _PALLAS_HEADS:
+            return f"serves heads of {_PALLAS_HEADS} dimensions, not {q.shape[-1]}"
+        if q.dtype not in (jnp.bfloat16, jnp.float32):
+            return f"serves bfloat16 and float32, not {q.dtype}"
+        if not on_tpu():
+            return "needs a TPU; elsewhere 'pallas_interpret' runs the kernels, slowly"
     return why_not_cudnn(q, return_lse) if implementation == "cudnn" else None
 
 
@@ -158,62 +169,90 @@ def _log_once(message: str) -> None:
     _log.info(message)
 
 
-def _choose(
-    implementation: str | None, blocked: Any, pallas: Any, cudnn: Any, head_dim: int
-) -> Any:
-    """The pass to run; where nothing was asked for, the platform that is compiled for decides."""
-    if implementation == "blocked":
-        return blocked
-    if implementation == "cudnn":
-        return cudnn
-    if implementation in ("pallas", "pallas_interpret"):
-        return functools.partial(pallas, interpret=implementation == "pallas_interpret")
-    if head_dim not in _PALLAS_HEADS:
-        _log_once(f"attention: blocked, as the TPU kernels have no heads of {head_dim}")
-        return blocked
-    _log_once("attention: Pallas kernels on TPU, blocked elsewhere")
-    return functools.partial(jax.lax.platform_dependent, default=blocked, tpu=pallas)
-
-
-def _in_one_dtype(arrays: Any) -> tuple[jax.Array, ...]:
-    """The arguments of `_whole_rows` with the prefix in the keys' dtype.
-
-    The cast is inside of the VJP, so that a float32 prefix has a float32 gradient, also where it is
-    summed over devices.
+class _Rows(NamedTuple):
+    """What an implementation for whole rows takes, on one device; prefix rows R only where each row
+    has its own.
     """
-    q, k, v, prefix_k, prefix_v, *rest = arrays
-    return (q, k, v, prefix_k.astype(k.dtype), prefix_v.astype(k.dtype), *rest)
+
+    q: Float[Array, "B T N H"]
+    k: Float[Array, "B T K H"]
+    v: Float[Array, "B T K H"]
+    prefix_k: Float[Array, "*R P K H"]
+    prefix_v: Float[Array, "*R P K H"]
+    segment_start: Int[Array, "B T"]
+    length: Int[Array, "*R"]
+
+    def in_one_dtype(self) -> "_Rows":
+        """The same with the prefix in the keys' dtype.
+
+        The cast is inside of the VJP, so that a float32 prefix has a float32 gradient, also where
+        it is summed over devices.
+        """
+        dtype = self.k.dtype
+        return self._replace(
+            prefix_k=self.prefix_k.astype(dtype), prefix_v=self.prefix_v.astype(dtype)
+        )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
-def _whole_rows(q, k, v, prefix_k, prefix_v, segment_start, length, scale, implementation):
-    arrays = (q, k, v, prefix_k, prefix_v, segment_start, length)
-    return _rows_forward(*arrays, scale, implementation)[0]
+class _Passes(NamedTuple):
+    """One pass of every implementation; all take the same arguments."""
+
+    blocked: Callable[..., Any]
+    pallas: Callable[..., Any]
+    cudnn: Callable[..., Any]
+
+    def choose(self, implementation: str | None, head_dim: int, scale: float) -> Callable[..., Any]:
+        """The pass to run; where none was asked for, the platform that is compiled for decides."""
+        blocked, pallas, cudnn = (functools.partial(run, scale=scale) for run in self)
+        match implementation:
+            case "blocked":
+                return blocked
+            case "cudnn":
+                return cudnn
+            case "pallas" | "pallas_interpret":
+                return functools.partial(pallas, interpret=implementation == "pallas_interpret")
+        if head_dim not in _PALLAS_HEADS:
+            _log_once(f"attention: blocked, as the TPU kernels have no heads of {head_dim}")
+            return blocked
+        _log_once(f"attention: {'Pallas kernels' if on_tpu() else 'blocked, as this is no TPU'}")
+        return functools.partial(jax.lax.platform_dependent, default=blocked, tpu=pallas)
 
 
-def _rows_forward(q, k, v, prefix_k, prefix_v, segment_start, length, scale, implementation):
-    arrays = (q, k, v, prefix_k, prefix_v, segment_start, length)
-    blocked = functools.partial(blocked_forward, scale=scale)
-    pallas = functools.partial(pallas_forward, scale=scale)
-    cudnn = functools.partial(cudnn_forward, scale=scale)
-    chosen = _choose(implementation, blocked, pallas, cudnn, q.shape[-1])
-    out, lse = chosen(*_in_one_dtype(arrays))
+_Attended = tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]  # values, log-sum-exp in float32
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _whole_rows(rows: _Rows, scale: float, implementation: str | None) -> _Attended:
+    """Attended values and log-sum-exp of whole rows; both are differentiable."""
+    return _rows_forward(rows, scale, implementation)[0]
+
+
+def _rows_forward(
+    rows: _Rows, scale: float, implementation: str | None
+) -> tuple[_Attended, tuple[_Rows, jax.Array, jax.Array]]:
+    passes = _Passes(blocked_forward, pallas_forward, cudnn_forward)
+    chosen = passes.choose(implementation, rows.q.shape[-1], scale)
+    out, lse = chosen(*rows.in_one_dtype())
     out = checkpoint_name(out, SAVED_NAMES[0])
     lse = checkpoint_name(lse, SAVED_NAMES[1])
-    return (out, lse), (*arrays, out, lse)
+    return (out, lse), (rows, out, lse)
 
 
-def _rows_backward(scale, implementation, saved, gradients):
-    *arrays, out, lse = saved
+def _rows_backward(
+    scale: float,
+    implementation: str | None,
+    saved: tuple[_Rows, jax.Array, jax.Array],
+    gradients: _Attended,
+) -> tuple[_Rows]:
+    """Gradients in the dtypes of the rows; None for what is whole numbers."""
+    rows, out, lse = saved
     d_out, d_lse = gradients
     delta = jnp.einsum("BTNH,BTNH->BTN", out, d_out, preferred_element_type=jnp.float32) - d_lse
-    blocked = functools.partial(blocked_backward, scale=scale)
-    pallas = functools.partial(pallas_backward, scale=scale)
-    cudnn = functools.partial(cudnn_backward, out=out, scale=scale)
-    arguments = (*_in_one_dtype(arrays), lse, delta, d_out)
-    found = _choose(implementation, blocked, pallas, cudnn, out.shape[-1])(*arguments)
-    like = arrays[:5]
-    return *(g.astype(x.dtype) for g, x in zip(found, like, strict=True)), None, None
+    passes = _Passes(blocked_backward, pallas_backward, functools.partial(cudnn_backward, out=out))
+    chosen = passes.choose(implementation, out.shape[-1], scale)
+    found = chosen(*rows.in_one_dtype(), lse, delta, d_out)
+    d_rows = [g.astype(x.dtype) for g, x in zip(found, rows[:5], strict=True)]
+    return (_Rows(*d_rows, segment_start=None, length=None),)  # type: ignore[arg-type]
 
 
 _whole_rows.defvjp(_rows_forward, _rows_backward)

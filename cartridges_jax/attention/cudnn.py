@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax._src.cudnn import fused_attention_stablehlo as fused
 from jaxtyping import Array, Float, Int
 
 from cartridges_jax.attention.reference import visible_keys
@@ -28,8 +27,24 @@ MOST_HEAD_DIM = 128
 
 
 @functools.cache
+def _calls() -> Any:
+    """The private module of jax with its cuDNN calls, looked for only where a GPU is to use it.
+
+    Raises:
+      ImportError: where this jax has none.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    return fused_attention_stablehlo
+
+
+@functools.cache
 def _what_is_missing() -> str | None:
-    """What this machine's GPU lacks; None for nothing."""
+    """What this machine's GPU or jax lacks; None for nothing."""
+    try:
+        fused = _calls()
+    except ImportError:
+        return f"was not found in jax {jax.__version__}, whose private calls are used"
     try:
         fused.check_cudnn_version()
     except RuntimeError as error:
@@ -94,6 +109,7 @@ def cudnn_forward(
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Attended values and log-sum-exp, as `blocked_forward`; on a GPU alone."""
     B, T, N, _ = q.shape
+    fused = _calls()
     options: Any = {"scale": scale, "return_residual": True}
     own: Any = fused.dot_product_attention(
         q, k, v, bias=_bias(segment_start, q.dtype), mask_type=fused.MaskType.CAUSAL, **options
@@ -139,6 +155,7 @@ def cudnn_backward(
       out: as it returned.
     """
     del delta
+    fused = _calls()
     bias = _bias(segment_start, q.dtype)
     d_q, d_k, d_v = _part_gradients(
         q, k, v, bias, None, lse, out, d_out, scale, fused.MaskType.CAUSAL
@@ -162,6 +179,7 @@ def _part_gradients(q, k, v, bias, lengths, lse, out, d_out, scale, mask_type) -
     """Gradients of q, k, v by one part of the keys, given the whole softmax's `lse` and `out`."""
     none = jnp.zeros(0, q.dtype)
     q_length, k_length = lengths or (none, none)
+    fused = _calls()
     return fused._dot_product_attention_bwd_p_wrapper.bind(
         q, k, v, none if bias is None else bias, q_length, k_length, none, none, none, none,
         lse.swapaxes(1, 2), out, d_out.astype(q.dtype),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cartridges_jax.attention import attention, pallas_tpu
+from cartridges_jax.attention import api, attention, pallas_tpu
 from cartridges_jax.attention import blocked as blocked_module
 from cartridges_jax.attention.pallas_tpu import plan
 from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis, make_mesh, place
@@ -262,15 +262,26 @@ def test_heads_may_come_before_tokens(rng, implementation, prefix_of_row):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_segments_never_see_each_other(rng, implementation):
-    case = make_case(rng, T=40)
-    case["segment_start"][:] = np.where(np.arange(40) >= 17, 17, 0)
+@pytest.mark.parametrize(("T", "cut"), [(40, 17), (300, 170)])  # in one block of queries; in many
+def test_segments_never_see_each_other(rng, implementation, T, cut):
+    case = make_case(rng, B=2, T=T, N=4, K=2)
+    case["segment_start"][:] = np.where(np.arange(T) >= cut, cut, 0)
     weights = np.zeros(case["q"].shape, np.float32)
-    weights[:, 17:] = 1.0  # only the second segment's outputs matter
+    weights[:, cut:] = 1.0  # only the second segment's outputs matter
     grads = gradients(make_mesh(1, 1), case, weights, implementation=implementation)
     for name in ("q", "k", "v"):
-        assert not grads[name][:, :17].any(), name
-        assert grads[name][:, 17:].any(), name
+        assert not grads[name][:, :cut].any(), name
+        assert grads[name][:, cut:].any(), name
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
+def test_heads_of_256(rng, implementation):
+    case = make_case(rng, B=2, T=40, N=2, K=1, H=256, slots=5)
+    weights = tuple(rng.normal(size=s).astype(np.float32) for s in ((2, 40, 2, 256), (2, 40, 2)))
+    mesh = make_mesh(1, 1)
+    want = run(mesh, case, weights=weights, implementation="reference")
+    got = run(mesh, case, weights=weights, implementation=implementation)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got, want)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
@@ -278,10 +289,39 @@ def test_what_an_implementation_cannot_serve_is_refused_with_the_reason(rng, imp
     case = make_case(rng, T=4)
     with pytest.raises(ValueError, match="whole rows"):
         run(make_mesh(1, 1), case, implementation=implementation, query_offset=0)
-    with pytest.raises(ValueError, match=r"heads of \(64, 128, 256\) dimensions, not 6"):
-        run(make_mesh(1, 1), case, implementation="pallas")
     with pytest.raises(ValueError, match="6 keys for 4 queries"):
         run(make_mesh(1, 1), make_case(rng, T=4, S=6), implementation=implementation)
+
+
+def test_the_kernels_refuse_what_they_cannot_serve(rng):
+    def with_heads_of(H, dtype=jnp.float32):
+        case = make_case(rng, T=4, H=H)
+        return run(make_mesh(1, 1), case, implementation="pallas", dtype=dtype)
+
+    with pytest.raises(ValueError, match=r"heads of \(64, 128, 256\) dimensions, not 6"):
+        with_heads_of(6)
+    with pytest.raises(ValueError, match="bfloat16 and float32, not float16"):
+        with_heads_of(64, jnp.float16)
+    with pytest.raises(ValueError, match="needs a TPU; elsewhere 'pallas_interpret'"):
+        with_heads_of(64)
+
+
+def test_shapes_that_do_not_fit_are_refused(rng):
+    case = make_case(rng, T=20, N=6, K=4)
+    with pytest.raises(ValueError, match="6 query heads are no multiple of 4 kv heads"):
+        run(make_mesh(1, 1), case)
+    with pytest.raises(ValueError, match="has one length, not"):
+        run(make_mesh(1, 1), make_case(rng, T=20), prefix_length=jnp.asarray([5, 5, 5, 5]))
+
+
+@pytest.mark.parametrize(("head_dim", "reason"), [(64, "this is no TPU"), (6, "no heads of 6")])
+def test_the_choice_is_logged_once_with_its_reason(rng, caplog, head_dim, reason):
+    api._log_once.cache_clear()
+    caplog.set_level("INFO", logger=api.__name__)
+    for _ in range(2):
+        run(make_mesh(1, 1), make_case(rng, B=1, T=20, N=2, K=1, H=head_dim))
+    [record] = caplog.records
+    assert record.message.startswith("attention: blocked, as") and reason in record.message
 
 
 def test_windows_reach_the_first_segment_of_a_block():

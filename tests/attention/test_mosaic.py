@@ -72,7 +72,13 @@ def test_keys_beyond_vmem_are_taken_in_few_chunks(topology, config, num_tokens, 
     assert 1 + 1 <= found.text.count("tpu_custom_call") <= 1 + chunks
 
 
-@pytest.mark.parametrize("topology", ["v5e:4x4", "v4:2x2x4"])
+@pytest.mark.parametrize(
+    "topology",
+    [
+        *("v5e:4x4", "v4:2x2x4"),
+        *(pytest.param(t, marks=pytest.mark.full) for t in ("v6e:4x4", "v5p:2x2x4", "tpu7x:2x2x2")),
+    ],
+)
 @pytest.mark.parametrize(
     ("num_heads", "num_kv_heads", "head_dim", "dtype"),
     [

@@ -82,6 +82,15 @@ def _scores(plan: Plan, q: jax.Array, keys: jax.Array, mask: jax.Array | None) -
 
 
 def forward_kernel(first, length, q, k, v, pk, pv, start, out, lse, top, total, acc, *, plan):
+    """One block of queries of one kv head sees one chunk of keys; the last chunk writes.
+
+    In SMEM: first [B, query blocks], the first key that a block of queries sees; length [R], live
+    slots. In VMEM, with the G query heads of the kv head folded into bq queries: q, out
+    [1, 1, G, bq, H]; k, v [1, 1, keys, H] and the prefix's pk, pv [1, 1, slots, H] of the chunk;
+    start [1, 1, bq], the first key of each query; lse [1, 1, G, bq] float32. Kept from chunk to
+    chunk in float32: the highest score and the sum of exponentials so far, top and total
+    [1, G * bq], and the sum of values, acc [H, G * bq].
+    """
     b, i, c = pl.program_id(1), pl.program_id(2), pl.program_id(3)
 
     @pl.when(c == 0)
@@ -123,6 +132,13 @@ def backward_kernel(
     first, length, q, k, v, pk, pv, start, d_out, lse, delta,
     dq, dk, dv, dpk, dpv, dq_acc, dk_acc, dv_acc, *, plan, chunk,
 ):  # fmt: skip
+    """Gradients by one block of queries of one kv head, for the keys of chunk number `chunk`.
+
+    Arguments as in `forward_kernel`; d_out, dq [1, 1, G, bq, H]; lse, delta [1, 1, G, bq] float32;
+    dk, dv [1, 1, keys, H], written when all query blocks have been; dpk, dpv [1, 1, slots, H]
+    float32, which stay in VMEM over all rows that share the prefix, and are the sums themselves.
+    Float32 sums: dq_acc [G * bq, H], dk_acc and dv_acc [keys, H].
+    """
     b, i = pl.program_id(1), pl.program_id(2)
 
     @pl.when((i == 0) & ((b == 0) | (not plan.shared)))

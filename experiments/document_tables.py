@@ -100,12 +100,12 @@ def self_study(result: Result) -> str:
         (
             of["genre"], _percent(of["valid"]), f"{100 * of['distinct']:.0f} %",
             _percent(of["right"]), f"{100 * of['covered']:.0f} % of {of['facts']}",
-            str(of["unread"]["conversations"]), str(of["dropped"]),
+            _skimmed(of["skimmed"]), str(of["dropped"]),
         )
         for of in result["documents"].values()
     ]  # fmt: skip
     head = ("document", "can be answered from the chunk", "different", "answered right",
-            "facts asked about", "asked without the text", "dropped")  # fmt: skip
+            "facts asked about", "refused of those skimmed", "dropped")  # fmt: skip
     decode, scoring = result["speed"]["decode"], result["speed"]["scoring"]
     rate = f"{decode['median']:,.0f} ({decode['min']:,.0f} to {decode['max']:,.0f})"
     return (
@@ -113,6 +113,11 @@ def self_study(result: Result) -> str:
         f"{result['study']['tokens']} tokens: {rate} tokens/s, {decode['runs']} runs; scoring: "
         f"{scoring:,.0f} tokens of conversations a second, one run.\n({_source(result)})"
     )
+
+
+def _skimmed(of: Result) -> str:
+    refused, wrongly = of["answered with not in the text"], of["though elsewhere in the text"]
+    return f"{refused} of {of['conversations']} ({wrongly} wrongly)"
 
 
 def _arms(accuracy: Result) -> list[str]:

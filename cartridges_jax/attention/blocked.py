@@ -3,9 +3,10 @@
 One row at a time keeps the scores of a block in cache (CPU) or VMEM, so memory does not grow with
 B * T * S. A block of queries looks at a window of keys that ends with it and reaches back to the
 first segment it holds; windows have a few sizes, so that packed rows cost what their conversations
-do and few programs are compiled. Inside, heads come first, a group's are folded into its queries,
-and scores are kept transposed, [K, keys, G * queries]: maxima and sums then run over rows of
-numbers, which a CPU does many at a time. The backward recomputes scores from the saved log-sum-exp.
+do and few loops are compiled, one a size. Inside, heads come first, a group's are folded into its
+queries, and scores are kept transposed, [K, keys, G * queries]: maxima and sums then run over rows
+of numbers, which a CPU does many at a time. The backward recomputes scores from the saved
+log-sum-exp.
 Plain XLA, so it compiles everywhere. Figures that chose this form are in WORKSPACE.md.
 
 Time grows with B * N * T * (P + window), temporaries with N * BLOCK * (P + T); saved for the
@@ -14,6 +15,7 @@ backward are the inputs, the output and one float32 per query and head.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +25,7 @@ from jaxtyping import Array, Float, Int
 from cartridges_jax.attention.reference import NEG_INF
 
 BLOCK = 96  # most queries of a block; powers of two are up to 1.7 times slower (cache lines)
+_Visit = Callable[[int, Any, jax.Array], Any]  # see `_Blocks.visit`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,29 @@ class _Blocks:
         """Index of the smallest window of block `block` that reaches its first segment."""
         needed = block - jnp.min(segment_start) // self.size + 1
         return jnp.sum(jnp.asarray(self.windows) < needed)
+
+    def visit(self, segment_start: Int[Array, "blocks t"], visit: _Visit, state: Any) -> Any:
+        """Runs `visit` for all blocks, one size of window after another.
+
+        A window's size has to be known when a loop is compiled. A loop for each size, over the
+        blocks that need it, carries sums in place; a choice among sizes inside of one loop copies
+        them for each block.
+
+        Args:
+          segment_start: first key that each query may see.
+          visit: takes the window's number of blocks, the state and the block's index; returns the
+            state.
+          state: to begin with.
+        """
+        which = jax.vmap(self.which_window)(jnp.arange(self.count), segment_start)
+        order = jnp.argsort(which)
+        begin = jnp.int32(0)
+        for i, size in enumerate(self.windows):
+            end = jnp.sum(which <= i, dtype=jnp.int32)
+            step = functools.partial(visit, size)
+            state = jax.lax.fori_loop(begin, end, lambda j, s, step=step: step(s, order[j]), state)
+            begin = end
+        return state
 
     def pad(self, x: jax.Array) -> jax.Array:
         """A row [T, ...] with whole blocks."""
@@ -173,13 +199,14 @@ def blocked_forward(
         keys, values = (_heads_first(blocks.pad(x)) for x in (k, v))
         row = _Row(blocks, keys, values, slots_k, slots_v, length, scale)
 
-        def one_block(args):
-            q, start, block = args
-            sizes = [functools.partial(attend, row, n) for n in blocks.windows]
-            return jax.lax.switch(blocks.which_window(block, start), sizes, q, start, block)
+        queries, starts = _fold(blocks, q, K), _own_start(blocks, start)
 
-        cut = (_fold(blocks, q, K), _own_start(blocks, start), jnp.arange(blocks.count))
-        out, lse = jax.lax.map(one_block, cut)
+        def one_block(window: int, state: Any, block: jax.Array) -> Any:
+            found = attend(row, window, queries[block], starts[block], block)
+            return tuple(x.at[block].set(y) for x, y in zip(state, found, strict=True))
+
+        nothing = (jnp.zeros_like(queries), jnp.zeros(queries.shape[:-1], jnp.float32))
+        out, lse = blocks.visit(starts, one_block, nothing)
         return _unfold(blocks, out, N), _unfold(blocks, lse, N)
 
     lengths = jnp.broadcast_to(prefix_length, (B,))
@@ -232,17 +259,20 @@ def blocked_backward(
         keys, values = (_heads_first(blocks.pad(x)) for x in (k, v))
         row = _Row(blocks, keys, values, slots_k, slots_v, length, scale)
 
-        def one_block(sums, args):
-            _, start, *_, block = args
-            sizes = [functools.partial(pull, row, n) for n in blocks.windows]
-            return jax.lax.switch(blocks.which_window(block, start), sizes, sums, *args)
+        starts = _own_start(blocks, start)
+        cut = tuple(_fold(blocks, x, K) for x in (q, lse, delta, d_out))
+
+        def one_block(window: int, state: Any, block: jax.Array) -> Any:
+            sums, d_q = state
+            q, lse, delta, d_out = (x[block] for x in cut)
+            sums, found = pull(row, window, sums, q, starts[block], lse, delta, d_out, block)
+            return sums, d_q.at[block].set(found)
 
         nothing = jnp.zeros(slots_k.shape, jnp.float32)
         before = d_shared if shared else (nothing, nothing)
         sums = tuple((jnp.zeros(row.k.shape, jnp.float32), slots) for slots in before)
-        queries, *rest = (_fold(blocks, x, K) for x in (q, lse, delta, d_out))
-        cut = (queries, _own_start(blocks, start), *rest, jnp.arange(blocks.count))
-        ((d_k, d_slots_k), (d_v, d_slots_v)), d_q = jax.lax.scan(one_block, sums, cut)
+        sums, d_q = blocks.visit(starts, one_block, (sums, jnp.zeros_like(cut[0])))
+        (d_k, d_slots_k), (d_v, d_slots_v) = sums
         own = (_heads_first(x)[:T].astype(k.dtype) for x in (d_k, d_v))
         d_row = (_unfold(blocks, d_q, N), *own)
         if shared:

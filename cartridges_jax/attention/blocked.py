@@ -174,9 +174,11 @@ def blocked_forward(
     *,
     scale: float,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """Attended values and log-sum-exp, for rows whose keys are their own T tokens.
+    """Attends within rows whose keys are their own T tokens; arguments as in `attention`.
 
-    See `attention.api.attention`.
+    Returns:
+      The attended values in the dtype of `q`, and the log-sum-exp of each query's scores in
+      float32.
     """
     B, T, N, _ = q.shape
     K = k.shape[2]
@@ -227,12 +229,15 @@ def blocked_backward(
     *,
     scale: float,
 ) -> tuple[jax.Array, ...]:
-    """Gradients of q, k, v, prefix_k, prefix_v; those of the prefix in float32.
+    """The backward pass of `blocked_forward`, whose arguments come first.
 
-    Args beyond `blocked_forward`:
+    Args beyond these:
       lse: as it returned.
       delta: sum over H of out * d_out, minus the gradient of lse.
       d_out: gradient of the attended values.
+
+    Returns:
+      Gradients of q, k, v in their shapes and dtypes, and of prefix_k and prefix_v in float32.
     """
     B, T, N, _ = q.shape
     P, K = prefix_k.shape[-3], k.shape[2]

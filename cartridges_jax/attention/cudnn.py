@@ -146,13 +146,16 @@ def cudnn_backward(
     out: Float[Array, "B T N H"],
     scale: float,
 ) -> tuple[jax.Array, ...]:
-    """Gradients of q, k, v, prefix_k, prefix_v.
+    """The backward pass of `cudnn_forward`, whose arguments come first.
 
-    Args beyond `cudnn_forward`:
+    Args beyond these:
       lse: as it returned.
       delta: as other backward passes take it; not used, the kernels sum out * d_out themselves.
       d_out: gradient of the attended values.
       out: as it returned.
+
+    Returns:
+      Gradients of q, k, v, prefix_k and prefix_v in their shapes and dtypes.
     """
     del delta
     fused = _calls()

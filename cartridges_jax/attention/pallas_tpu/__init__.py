@@ -73,12 +73,15 @@ def pallas_backward(
     blocks: Blocks | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, ...]:
-    """Gradients of q, k, v, prefix_k, prefix_v; those of the prefix in float32.
+    """The backward pass of `pallas_forward`, whose arguments come first.
 
-    Args beyond `pallas_forward`:
+    Args beyond these:
       lse: as it returned.
       delta: sum over H of out * d_out, minus the gradient of lse.
       d_out: gradient of the attended values.
+
+    Returns:
+      Gradients of q, k, v in their shapes and dtypes, and of prefix_k and prefix_v in float32.
     """
     plan = make_plan(q, k, prefix_k, scale, blocks, interpret, backward=True)
     x = prepare(plan, q, k, v, prefix_k, prefix_v, segment_start, prefix_length)

@@ -22,6 +22,7 @@ RESULTS = ROOT / "experiments" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "cartridges_jax" / "embedded" / "README.md")
 FULL, NONE = "full context", "no context"
 SETS = ("500", "1000", "1900", "held-out genre, 1000", "known words, 1000")
+STARTS = {"first tokens": "from the text's first tokens", "random start": "from random vectors"}
 CURVE = ("curve 250", "500", "curve 750", "1000", "curve 1400", "1900")
 
 Result = dict[str, Any]
@@ -122,7 +123,7 @@ def _skimmed(of: Result) -> str:
 
 def _arms(accuracy: Result) -> list[str]:
     """The arms as a reader wants them: what is good at all, then cartridges, then what is not."""
-    order = ("full context", "cartridge", "templates", "random start", "next token", "truncated")
+    order = ("full context", "cartridge", "templates", *STARTS, "next token", "truncated")
     first = [arm for kind in order for arm in accuracy if arm.startswith(kind)]
     return [*first, NONE]
 
@@ -132,7 +133,7 @@ def _named(arm: str, slots: int | None) -> str:
     names = {
         "cartridge": f"cartridge{of}",
         "templates": f"cartridge{of}, questions by template",
-        "random start": f"cartridge{of}, from random vectors",
+        **{start: f"cartridge{of}, {name}" for start, name in STARTS.items()},
         "next token": f"cartridge{of}, next-token training on the text",
         "truncated": f"text truncated to {slots} tokens",
     }
@@ -148,7 +149,7 @@ def cartridges(result: Result) -> str:
     for arm in _arms(accuracy):
         number = re.search(r"\d+$", arm)
         slots = int(number[0]) if number else None
-        if arm in ("random start", "next token"):
+        if arm in (*STARTS, "next token"):
             slots = short.get("baseline_slots")
         of, all_ = sizes.get(f"cartridge {slots}", {}), accuracy[arm]["all"]
         with_facts = of and not arm.startswith("truncated")

@@ -184,10 +184,9 @@ def test_divergence_from_a_full_teacher_equals_its_definition(rng, kind, mesh, t
     check(model, head, hidden, index, compute, define)
 
 
-@pytest.mark.parametrize("top", [1, 20])
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("quantized", [False, True])
-def test_the_likeliest_tokens_equal_those_of_whole_logits(rng, mesh, quantized, top):
+@pytest.mark.parametrize(("mesh", "quantized"), [((1, 1), False), ((2, 4), False), ((2, 4), True)])
+def test_the_likeliest_tokens_equal_those_of_whole_logits(rng, mesh, quantized):
+    top = 20
     model, head = model_with_head(mesh, quantized)
     hidden, index, _ = random_hidden(rng, model)
     picked = np.take_along_axis(hidden, index[..., None], 1)

@@ -252,7 +252,8 @@ def _rows_backward(
     chosen = passes.choose(implementation, out.shape[-1], scale)
     found = chosen(*rows.in_one_dtype(), lse, delta, d_out)
     d_rows = [g.astype(x.dtype) for g, x in zip(found, rows[:5], strict=True)]
-    return (_Rows(*d_rows, segment_start=None, length=None),)  # type: ignore[arg-type]
+    no_gradient: Any = None
+    return (_Rows(*d_rows, segment_start=no_gradient, length=no_gradient),)
 
 
 _whole_rows.defvjp(_rows_forward, _rows_backward)

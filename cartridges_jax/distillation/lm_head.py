@@ -10,7 +10,7 @@ Time grows with positions * D * V, memory with chunk * V / devices.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ CHUNK = 128  # most positions of a device whose logits exist at a time
 # On TPU, bytes of these: the head is read anew for each chunk, so larger ones keep the products
 # busier, but beyond this they leave VMEM (at 128k words over 4 chips, 512 take 160 MiB of HBM).
 LOGITS_ON_TPU = 24 * 2**20
-WORDS_OF_DEVICES = P(MODEL, None)  # the spec of a head's weight [V, D]
 
 
 class Head(NamedTuple):
@@ -41,7 +40,9 @@ class Head(NamedTuple):
     @property
     def specs(self) -> "Head":
         """Where its parts are: words over "model"."""
-        return Head(WORDS_OF_DEVICES, None if self.scale is None else P(MODEL))  # type: ignore
+        weight: Any = P(MODEL, None)
+        scale: Any = None if self.scale is None else P(MODEL)
+        return Head(weight, scale)
 
     def logits(self, hidden: Float[Array, "M D"]) -> Float[Array, "M V"]:
         """Float32 logits of the words of this head, or of a device's part of it."""

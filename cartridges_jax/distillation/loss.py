@@ -263,11 +263,30 @@ def _in_chunks(
     head: Head,
     of_targets: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, jax.Array, Float[Array, "B M D"]]:
-    """Runs `_device_sums` where the rows and the parts of the vocabulary are."""
+    """Loss and constant of all rows, and the loss's gradient of `picked` if it is wanted.
+
+    Each device takes its rows and its part of the vocabulary; `of_targets` begin with [B, M].
+    """
 
     def local(picked, head, of_targets):
-        loss, constant, d_picked = _device_sums(rule, with_gradient, picked, head, of_targets)
-        return jax.lax.psum(loss, DATA), jax.lax.psum(constant, DATA), d_picked
+        rows = len(picked)
+        chunks = LogitChunks(rows * picked.shape[1], head)
+
+        def one(sums: Any, chunk: Any) -> Any:
+            h, targets = chunk
+            logits, pull = jax.vjp(head.logits, h)
+            loss, constant, d_logits = rule(Logits(logits, chunks.first), head.logits, *targets)
+            sums = (sums[0] + loss, sums[1] + constant)
+            if not with_gradient:
+                return sums, None
+            [d_h] = pull(d_logits)
+            return sums, jax.lax.psum(d_h, MODEL)
+
+        zero = jnp.zeros((), jnp.float32)
+        cut = (chunks.cut(picked), tuple(map(chunks.cut, of_targets)))
+        sums, d_h = jax.lax.scan(one, (zero, zero), cut)
+        loss, constant = (jax.lax.psum(x, DATA) for x in sums)
+        return loss, constant, chunks.join(d_h, rows) if with_gradient else picked  # not looked at
 
     rows = tuple(P(DATA, *[None] * (x.ndim - 1)) for x in of_targets)
     run: Callable = jax.shard_map(
@@ -277,36 +296,3 @@ def _in_chunks(
         check_vma=False,
     )
     return run(picked, head, of_targets)
-
-
-def _device_sums(
-    rule: _Rule,
-    with_gradient: bool,
-    picked: Float[Array, "B M D"],
-    head: Head,
-    of_targets: tuple[jax.Array, ...],
-) -> tuple[jax.Array, jax.Array, Float[Array, "B M D"]]:
-    """Loss and constant of one device's rows, and the loss's gradient of `picked`.
-
-    `head` is this device's part of the vocabulary; `of_targets` begin with the axes [B, M].
-    """
-    rows = len(picked)
-    chunks = LogitChunks(rows * picked.shape[1], head)
-
-    def one(sums: Any, chunk: Any) -> Any:
-        h, targets = chunk
-        logits, pull = jax.vjp(head.logits, h)
-        loss, constant, d_logits = rule(Logits(logits, chunks.first), head.logits, *targets)
-        sums = (sums[0] + loss, sums[1] + constant)
-        if not with_gradient:
-            return sums, None
-        [d_h] = pull(d_logits)
-        return sums, jax.lax.psum(d_h, MODEL)
-
-    zero = jnp.zeros((), jnp.float32)
-    (loss, constant), d_h = jax.lax.scan(
-        one, (zero, zero), (chunks.cut(picked), tuple(map(chunks.cut, of_targets)))
-    )
-    if not with_gradient:
-        return loss, constant, picked  # not looked at
-    return loss, constant, chunks.join(d_h, rows)

@@ -107,7 +107,8 @@ class SynthesisConfig:
         0.0,
         "Share of a chunk's conversations, 0 to 1, for which bot A has skimmed the chunk: it sees "
         f"the title and {MOST_SKIMMED} sentences at most. Much of what it then asks is not in the "
-        "text, and without such questions a cartridge forgets to say so.",
+        "text, and without such questions a cartridge forgets to say so. Bot A's confidence does "
+        "not count here.",
         at_least=0,
         at_most=1,
     )

@@ -16,7 +16,10 @@ from cartridges_jax.self_study.synthesize import load_conversations
 from cartridges_jax.shards import ShardSet
 
 KILLS = 5
-SYNTHESIZE = ("--num_conversations=640", "--conversations_per_chunk=8")
+SYNTHESIZE = (
+    "--num_conversations=320", "--conversations_per_chunk=8", "--question_share=1",
+    "--question_max_tokens=32", "--answer_max_tokens=32",
+)  # fmt: skip
 TRAIN = (
     "--num_slots=16", "--num_steps=60", "--rows_per_step=2", "--row_length=256",
     "--checkpoint_every=4",

@@ -20,6 +20,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 from absl import app, flags
+from jax.sharding import PartitionSpec as P
 
 from cartridges_jax.attention import attention
 from cartridges_jax.attention.pallas_tpu.plan import Plan, make_plan, sizes_of_chip
@@ -34,6 +35,7 @@ from cartridges_jax.planning.tpu_compiler import (
     compile_train_step,
     slice_mesh,
 )
+from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT
 from experiments.model_shapes import LLAMA_3_1_8B, LLAMA_3_2_1B, LLAMA_3_2_3B, QWEN3_4B
 from experiments.record import write_result
 
@@ -73,16 +75,22 @@ def measured(what: dict[str, Any], compile_it: Any) -> dict[str, Any]:
 
 
 def attention_rows() -> list[dict[str, Any]]:
+    """Attention alone; also where its arguments lie tokens first and the kernels' must be made."""
     c, rows = LLAMA_3_1_8B, []
+    forms = (("pallas", True), ("pallas", False), ("blocked", True), ("reference", True))
     for topology in TOPOLOGIES:
-        for implementation in ("pallas", "blocked", "reference"):
+        for implementation, free_layouts in forms:
             compile_it = functools.partial(
                 compile_attention, slice_mesh(topology, 1, 1), rows=ROWS, num_tokens=TOKENS,
                 num_heads=c.num_heads, num_kv_heads=c.num_kv_heads, head_dim=c.head_dim,
-                num_slots=SLOTS, implementation=implementation,
+                num_slots=SLOTS, implementation=implementation, free_layouts=free_layouts,
             )  # fmt: skip
-            chip = topology.split(":")[0]
-            rows.append(measured({"chip": chip, "implementation": implementation}, compile_it))
+            what = {
+                "chip": topology.split(":")[0],
+                "implementation": implementation,
+                "layouts": "the compiler's choice" if free_layouts else "tokens first",
+            }
+            rows.append(measured(what, compile_it))
     return rows
 
 
@@ -133,10 +141,20 @@ def vmem_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def full_logits_loss(model: Any, hidden: Any, targets: Any, kind: str = "top_j") -> LossSums:
-    """What `distillation_loss` computes, from the logits of all target positions at once."""
+def full_logits_loss(
+    model: Any, hidden: Any, targets: Any, kind: str = "top_j", *, of_all_tokens: bool = False
+) -> LossSums:
+    """What `distillation_loss` computes, from the logits of all targets, or all tokens, at once."""
     del kind
-    logq = jax.nn.log_softmax(model.logits(gather_positions(hidden, targets.index)))
+    if of_all_tokens:
+        words = P(DATA, None, MODEL)
+        logits = jax.shard_map(
+            lambda logits, index: jnp.take_along_axis(logits, index[..., None], axis=1),
+            in_specs=(words, TOKENS_BT), out_specs=words,
+        )(model.logits(hidden), targets.index)  # fmt: skip
+    else:
+        logits = model.logits(gather_positions(hidden, targets.index))
+    logq = jax.nn.log_softmax(logits)
     p = jnp.exp(targets.top_logprobs) * targets.weight[..., None]
     loss = jnp.zeros(())
     for j in range(targets.top_ids.shape[-1]):
@@ -152,20 +170,25 @@ def step_rows() -> list[dict[str, Any]]:
         compile_loss, LLAMA_3_1_8B, mesh, **STEP, targets_per_row=STEP["row_length"] // 2
     )
     local_logits = STEP["rows"] // 4 * STEP["row_length"] * LLAMA_3_1_8B.vocab_size // 4 * 4
+    of_all_tokens = functools.partial(full_logits_loss, of_all_tokens=True)
     rows = [
         measured({"program": "loss", "form": "in chunks", "local_logits_mib": local_logits / MIB},
                  loss),
-        measured({"program": "loss", "form": "full logits"},
+        measured({"program": "loss", "form": "logits of targets"},
                  functools.partial(loss, loss=full_logits_loss)),
+        measured({"program": "loss", "form": "logits of all tokens"},
+                 functools.partial(loss, loss=of_all_tokens)),
     ]  # fmt: skip
     step = functools.partial(compile_train_step, LLAMA_3_1_8B, mesh, **STEP, num_slots=SLOTS)
     reference = functools.partial(attention, implementation="reference")
     blocked = functools.partial(attention, implementation="blocked")
+    loss_of_step = "cartridges_jax.distillation.train.distillation_loss"
     forms = {
         "our kernels": [],
         "blocked attention": [("cartridges_jax.models.transformer.attention", blocked)],
         "reference attention": [("cartridges_jax.models.transformer.attention", reference)],
-        "full logits": [("cartridges_jax.distillation.train.distillation_loss", full_logits_loss)],
+        "logits of targets": [(loss_of_step, full_logits_loss)],
+        "logits of all tokens": [(loss_of_step, of_all_tokens)],
     }
     for form, patches in forms.items():
         with contextlib.ExitStack() as stack:

@@ -109,11 +109,13 @@ def compile_attention(
     num_slots: int,
     implementation: Any = "pallas",
     dtype: Any = jnp.bfloat16,
+    free_layouts: bool = True,
 ) -> Compiled:
     """Compiles attention alone, forward and backward, of rows behind a prefix they share.
 
     Arguments and results have the layouts that the compiler likes best, as between the projections
-    of a model; otherwise the copies into them would be counted here.
+    of a model; without `free_layouts` they lie as their axes are written, tokens before heads, and
+    the copies out of that order and back into it are counted too.
     """
 
     def passes(q, k, v, prefix_k, prefix_v, d_out, segment_start):
@@ -135,6 +137,8 @@ def compile_attention(
         slots = _shape(mesh, (num_slots, num_kv_heads, head_dim), dtype, None, heads)
         start = _shape(mesh, (rows, num_tokens), jnp.int32, *TOKENS_BT)
         arrays = (queries, keys, keys, slots, slots, queries, start)
+        if not free_layouts:
+            return _compile(jax.jit(passes), *arrays)
         free = [Format(Layout.AUTO, x.sharding) for x in arrays]
         jitted = jax.jit(passes, in_shardings=free, out_shardings=Format(Layout.AUTO))
         return _compile(jitted, *arrays)

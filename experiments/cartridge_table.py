@@ -2,13 +2,14 @@
 
     python -m experiments.cartridge_table
 
-Five documents of about 1,900 tokens, up to 120 questions each; each cartridge trained once. For
+Five documents of about 1,900 tokens, 74 to 89 questions each; each cartridge trained once. For
 each document: self-study once with the model's own questions and once with right ones by template,
 then a cartridge of each size, started from random vectors; of 20x less also one started from the
 text's first tokens and one trained on the next token of the text. Then one document of twice the
 model's window. Some five hours on two CPU cores. What every arm answered is committed as
-experiments/results/cartridge_answers/, one file a document, and is not asked again where the
-settings are the same; the table made of all of them is experiments/results/cartridge_table.json.
+experiments/results/cartridge_answers/, one file a document, and is not asked again where settings,
+text and questions are the same; the table made of all of them is
+experiments/results/cartridge_table.json.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from absl import app, flags
 from etils import epath
 
 from cartridges_jax import Cartridge, Document, LanguageModel, load_model
+from cartridges_jax.config import digest
 from cartridges_jax.distillation.targets import score_targets, text_targets
 from cartridges_jax.distillation.train import TrainConfig, train
 from cartridges_jax.embedded.world.schema import GeneratedDocument
@@ -33,6 +35,7 @@ from cartridges_jax.evaluation.arms import (
     answer,
     cartridge_arm,
     control_arms,
+    truncated_arm,
 )
 from cartridges_jax.evaluation.evaluate import score_answers
 from cartridges_jax.evaluation.suites import (
@@ -55,7 +58,7 @@ _ANSWERS = flags.DEFINE_string(
 _DOCUMENTS = flags.DEFINE_integer("documents", 5, "Held-out documents.", 1)
 _LONG = flags.DEFINE_boolean("long", True, "Also a document of twice the model's window.")
 
-QUESTIONS = 120  # about each document
+QUESTIONS = 120  # asked for; a type of which a document has fewer gives fewer
 
 SIZES = (470, 188, 94, 58)  # 4x, 10x, 20x and 32x
 TEMPLATE_SIZES = (94,)
@@ -63,6 +66,20 @@ BASELINE_SIZE = 94
 TRAIN = TrainConfig(num_steps=1600, initializer="random")
 # Questions by template are about what the chunk says or does not say in the shares of the test.
 TEMPLATE_STUDY = dataclasses.replace(STUDY, kept_share=1.0, skimmed_share=0.0)
+# Data and settings of each training, by the name of its arm.
+RUNS = {
+    **{f"cartridge {p}": ("data", dataclasses.replace(TRAIN, num_slots=p)) for p in SIZES},
+    **{
+        f"templates {p}": ("templates", dataclasses.replace(TRAIN, num_slots=p))
+        for p in TEMPLATE_SIZES
+    },
+    "first tokens": (
+        "data",
+        dataclasses.replace(TRAIN, num_slots=BASELINE_SIZE, initializer="first_tokens"),
+    ),
+    "next token": ("text", dataclasses.replace(TRAIN, num_slots=BASELINE_SIZE)),
+}
+TEXT_ROWS = {"num_rows": 1024, "min_tokens": 64, "max_tokens": 256}
 LONG_TOKENS = 4000  # twice the embedded model's window
 LONG_SLOTS = 200  # 20x
 LONG_QUESTIONS = 200
@@ -84,31 +101,18 @@ def cartridges(
     synthesize(model, [document], asked, TEMPLATE_STUDY, client)
     score_targets(model, data)
     score_targets(model, asked)
-    text_targets(model, [document], text, num_rows=1024, min_tokens=64, max_tokens=256)
-    base = dataclasses.replace(TRAIN, num_slots=BASELINE_SIZE)
-    runs = {f"cartridge {p}": (data, dataclasses.replace(TRAIN, num_slots=p)) for p in SIZES}
-    for p in TEMPLATE_SIZES:
-        runs[f"templates {p}"] = (asked, dataclasses.replace(TRAIN, num_slots=p))
-    runs["first tokens"] = (data, dataclasses.replace(base, initializer="first_tokens"))
-    runs["next token"] = (text, base)
-    found = {}
-    for name, (source, config) in runs.items():
-        found[name] = train(model, [document], source, folder / name.replace(" ", "_"), config)
-    return found
+    text_targets(model, [document], text, **TEXT_ROWS)
+    return {
+        name: train(model, [document], folder / source, folder / name.replace(" ", "_"), config)
+        for name, (source, config) in RUNS.items()
+    }
 
 
 def controls(model: LanguageModel, document: Document) -> list[Arm]:
     """No context, full context, full KV, and the text truncated to each size."""
     arms = control_arms(model, [document], SIZES[0], ANSWER_ROOM)
     kept = [arm for arm in arms if arm.name in (NO_CONTEXT, FULL_CONTEXT, FULL_KV)]
-    for size in SIZES:
-        [cut] = [
-            arm
-            for arm in control_arms(model, [document], size, ANSWER_ROOM)
-            if arm.name == TRUNCATED
-        ]
-        kept.append(dataclasses.replace(cut, name=f"truncated {size}"))
-    return kept
+    return kept + [truncated_arm(model, [document], p, f"truncated {p}") for p in SIZES]
 
 
 def largest_within(scores: dict[str, Any], sizes: dict[str, Any], prefix: str) -> float | None:
@@ -123,14 +127,13 @@ def largest_within(scores: dict[str, Any], sizes: dict[str, Any], prefix: str) -
 
 def answers_about(
     model: LanguageModel,
-    name: str,
     document: Document,
     made: GeneratedDocument,
+    questions: Sequence[Question],
     work: epath.Path,
     index: int,
 ) -> dict[str, Any]:
     """What every arm answers to every question about one document."""
-    questions = embedded_questions(made, name, QUESTIONS)
     arms = controls(model, document)
     found = cartridges(model, document, made, work, index)
     arms += [cartridge_arm(cartridge, arm) for arm, cartridge in found.items()]
@@ -138,16 +141,18 @@ def answers_about(
     return {
         "document": describe(model, document, made, len(questions)),
         "questions": [dataclasses.asdict(q) for q in questions],
+        "tokens": {arm.name: arm.num_tokens for arm in arms},
         "answers": {arm.name: answer(model, arm, texts, ANSWER_TOKENS) for arm in arms},
     }
 
 
 def scored(parts: Sequence[dict[str, Any]], reference: str) -> dict[str, Any]:
-    """Accuracy of every arm over all questions of the documents."""
+    """Accuracy of every arm over all questions; of several documents, intervals over those too."""
     fields = [q for part in parts for q in part["questions"]]
     questions = [Question(**{**f, "answers": tuple(f["answers"])}) for f in fields]
     answers = {arm: [a for p in parts for a in p["answers"][arm]] for arm in parts[0]["answers"]}
-    scores = score_answers(questions, answers, reference)
+    documents = [i for i, part in enumerate(parts) for _ in part["questions"]]
+    scores = score_answers(questions, answers, reference, documents)
     del scores["answers"]  # they stand in the documents' own files
     return scores
 
@@ -171,6 +176,10 @@ def short_documents(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "documents": described,
         "sizes": sizes,
         "baseline_slots": BASELINE_SIZE,
+        "tokens": {
+            arm: statistics.fmean(part["tokens"][arm] for part in parts)
+            for arm in parts[0]["tokens"]
+        },
         "largest_within_5_points": largest,
         "differences_by_document": [
             {arm: of["difference_to_reference"] for arm, of in one.items()} for one in alone
@@ -214,10 +223,14 @@ def right_part(
         width = int(width * 0.9)
 
 
-def long_answers(model: LanguageModel, work: epath.Path) -> dict[str, Any]:
+def long_answers(
+    model: LanguageModel,
+    document: Document,
+    made: GeneratedDocument,
+    questions: Sequence[Question],
+    work: epath.Path,
+) -> dict[str, Any]:
     """A document of twice the window: cartridge, truncated text, and the right part alone."""
-    document, made = held_out_document("table long", LONG_TOKENS)
-    questions = embedded_questions(made, "table long", LONG_QUESTIONS, shares=LONG_SHARES)
     data = work / "long" / "data"
     synthesize(model, [document], data, LONG_STUDY)
     score_targets(model, data)
@@ -241,24 +254,40 @@ def long_answers(model: LanguageModel, work: epath.Path) -> dict[str, Any]:
     }
 
 
+def asked(document: Document, questions: Sequence[Question]) -> dict[str, str]:
+    """What answers are about: with another text or other questions they are asked for anew."""
+    return {
+        "document": document.sha256,
+        "questions": digest([dataclasses.asdict(q) for q in questions]),
+    }
+
+
 def main(_) -> None:
     model = load_model("embedded")
     work = work_folder(_WORK.value, model)
     folder = epath.Path(_ANSWERS.value)
-    with_ = {"model": model.identity, "study": vars(STUDY), "train": vars(TRAIN), "sizes": SIZES}
-    with_ |= {"template_study": vars(TEMPLATE_STUDY), "template_sizes": TEMPLATE_SIZES}
-    with_ |= {"baseline_slots": BASELINE_SIZE, "questions": QUESTIONS}
+    settings = {
+        "model": model.identity,
+        "study": vars(STUDY),
+        "template_study": vars(TEMPLATE_STUDY),
+        "text": TEXT_ROWS,
+        "runs": {name: {"data": data, **vars(config)} for name, (data, config) in RUNS.items()},
+    }
     parts = []
     for i, (name, document, made) in enumerate(fitting_documents(model, _DOCUMENTS.value)):
-        make = functools.partial(answers_about, model, name, document, made, work, i)
+        questions = embedded_questions(made, name, QUESTIONS)
+        make = functools.partial(answers_about, model, document, made, questions, work, i)
+        with_ = settings | asked(document, questions)
         parts.append(found_or_made(folder / f"document_{i}.json", with_, make))
-        table = {"made_with": with_, "short_documents": short_documents(parts)}
+        table = {"made_with": settings, "short_documents": short_documents(parts)}
         print_table(table["short_documents"])
     if _LONG.value:
-        with_ = {"model": model.identity, "study": vars(LONG_STUDY), "train": vars(LONG_TRAIN)}
-        with_ |= {"tokens": LONG_TOKENS, "questions": LONG_QUESTIONS, "shares": LONG_SHARES}
-        with_ |= {"right_part_tokens": RIGHT_PART_TOKENS}
-        part = found_or_made(folder / "long.json", with_, lambda: long_answers(model, work))
+        document, made = held_out_document("table long", LONG_TOKENS)
+        questions = embedded_questions(made, "table long", LONG_QUESTIONS, shares=LONG_SHARES)
+        make = functools.partial(long_answers, model, document, made, questions, work)
+        settings = {"model": model.identity, "study": vars(LONG_STUDY), "train": vars(LONG_TRAIN)}
+        with_ = settings | asked(document, questions) | {"right_part": RIGHT_PART_TOKENS}
+        part = found_or_made(folder / "long.json", with_, make)
         table["long_document"] = {"document": part["document"], **scored([part], WINDOW)}
         print_table(table["long_document"])
     write_result(_OUT.value, table)

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 LONGEST_CUT = 0.4  # of a window's characters, at either end
-_BREAKS = (re.compile(r"\n"), re.compile(r"[.!?][\"')\]]*\s"))  # the stronger first
+SENTENCE_END = r"[.!?][\"')\]]*(?=\s|$)"
+_BREAKS = (re.compile(r"\n"), re.compile(rf"{SENTENCE_END}\s"))  # the stronger first
 
 
 @runtime_checkable

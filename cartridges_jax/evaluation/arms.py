@@ -3,7 +3,7 @@
 Every arm is a context that the same questions follow. "Full context" puts the whole document into
 each prompt; "full KV" loads the document's real KV as a cartridge and must answer alike;
 "truncated" gives the text as many tokens as the cartridge has slots, cut at the end of a sentence
-with the context's closing tokens in place; "no context" gives nothing.
+or line with the context's closing tokens in place; "no context" gives nothing.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import numpy as np
 from cartridges_jax import initializers
 from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.corpus import Document
+from cartridges_jax.corpus.chunkers import SENTENCE_END
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.transformer import Prefix
@@ -25,7 +26,7 @@ FULL_KV = "full KV"
 TRUNCATED = "truncated"
 CARTRIDGE = "cartridge"
 OF_ANY_SIZE = (NO_CONTEXT, FULL_CONTEXT, FULL_KV)  # do not depend on the cartridge
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_PASSAGE_END = re.compile(rf"{SENTENCE_END}|(?<=\S)$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +46,11 @@ class Arm:
 
 
 def truncated_context(model: LanguageModel, title: str, text: str, budget: int) -> list[int]:
-    """Returns the longest context of whole sentences with at most `budget` tokens.
+    """Returns the longest context of whole sentences and lines with at most `budget` tokens.
 
-    If not even one sentence fits, the empty context.
+    If not even one fits, the empty context.
     """
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    ends = [match.end() for match in _PASSAGE_END.finditer(text)]
     low, high = 0, len(ends)  # the longest cut that fits lies in ends[:high]
     best = model.template.empty_context()
     while low < high:
@@ -85,17 +86,25 @@ def control_arms(
     if len(whole) > window:
         size = len(whole)
         whole = truncated_context(model, title, text, window)
-        if len(whole) == len(empty):  # no sentence ends within the window: cut anywhere
+        if len(whole) == len(empty):  # no line ends within the window: cut anywhere
             whole = initializers.cut_context(model, title, text, window).tolist()
         note = f"the corpus has {size} tokens, of which {len(whole)} fit the window"
-    cut = truncated_context(model, title, text, num_slots)
-    cut_note = "" if len(cut) > len(empty) else "no sentence fits: the empty context"
     return [
         Arm(NO_CONTEXT, len(empty), empty),
         Arm(FULL_CONTEXT, len(whole), tuple(whole), note=note),
         Arm(FULL_KV, len(whole), prefix=model.read(np.asarray(whole)), note=note),
-        Arm(TRUNCATED, len(cut), tuple(cut), note=cut_note),
+        truncated_arm(model, documents, num_slots),
     ]
+
+
+def truncated_arm(
+    model: LanguageModel, documents: Sequence[Document], num_slots: int, name: str = TRUNCATED
+) -> Arm:
+    """As much of the corpus as a cartridge of `num_slots` has room for."""
+    cut = truncated_context(model, *initializers.corpus_text(documents), num_slots)
+    nothing = len(cut) == len(model.template.empty_context())
+    note = "no sentence or line fits: the empty context" if nothing else ""
+    return Arm(name, len(cut), tuple(cut), note=note)
 
 
 def cartridge_arm(cartridge: Cartridge, name: str = CARTRIDGE) -> Arm:

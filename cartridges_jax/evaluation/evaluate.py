@@ -219,7 +219,10 @@ def _sample_answers(
 
 
 def score_answers(
-    questions: Sequence[Question], answers: dict[str, list[str]], reference: str
+    questions: Sequence[Question],
+    answers: dict[str, list[str]],
+    reference: str,
+    documents: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Scores every arm's answers.
 
@@ -227,6 +230,8 @@ def score_answers(
       questions: what was asked.
       answers: by arm, in the order of the questions.
       reference: the arm that the others are compared with, question by question.
+      documents: which document each question is about, for the intervals of the differences; None
+        if it is one corpus.
 
     Returns:
       `accuracy`: by arm, over all questions, by type, over the questions that the reference gets
@@ -247,7 +252,9 @@ def score_answers(
         accuracy[arm] = {
             "all": wilson(sum(marks), len(marks)).as_json(),
             "where_reference_is_right": wilson(sum(solvable), len(solvable)).as_json(),
-            "difference_to_reference": paired_difference(marks, right[reference]).as_json(),
+            "difference_to_reference": paired_difference(
+                marks, right[reference], documents
+            ).as_json(),
             "by_type": by_type,
         }
     chances: dict[str, float | None] = {}

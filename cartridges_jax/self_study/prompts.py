@@ -9,6 +9,8 @@ embedded model has learned these very sentences, and a large model needs no more
 import random
 import re
 
+from cartridges_jax.corpus.chunkers import SENTENCE_END
+
 SEED_PROMPTS: dict[str, tuple[str, ...]] = {
     "structuring": (
         "Write one message that asks for some of this information as JSON. Name what it is about.",
@@ -66,7 +68,7 @@ FOCUSED_PROMPTS: dict[str, tuple[str, ...]] = {
     ),
 }
 PROMPTS = {"general": SEED_PROMPTS, "focused": FOCUSED_PROMPTS}
-_SENTENCE = re.compile(r"\S.*?(?:[.!?][\"')\]]*(?=\s)|$)", re.MULTILINE)
+_SENTENCE = re.compile(rf"\S.*?(?:{SENTENCE_END}|$)", re.MULTILINE)
 SHORTEST_FOCUS, LONGEST_FOCUS = 12, 200  # characters; shorter: numbers of a list and the like
 
 

@@ -204,7 +204,7 @@ def synthesize(
     inputs = to_dict(config) | {
         "model": client.fingerprint,
         "corpus": [{"name": d.name, "sha256": d.sha256} for d in documents],
-        "prompts": digest(PROMPTS[config.seed_prompts]),
+        "prompts": digest([PROMPTS[config.seed_prompts], SEED_PROMPTS[QUESTION]]),
     }
     # How many conversations are wanted is not an input: a larger run continues a smaller one.
     del inputs["num_conversations"]
@@ -212,14 +212,8 @@ def synthesize(
     drawer = _Drawer(documents, model, config)
     bar = progress(config.num_conversations, "self-study", "conv", shards.num_records)
     index = 0
+    needed = config.num_conversations / config.most_per_chunk
     while shards.num_records < config.num_conversations:
-        if index not in shards.shards:
-            found = _study_unit(index, drawer, client, config)
-            records = [c.to_bytes() for c in found]
-            shards.write(index, records, dropped=config.conversations_per_chunk - len(records))
-            bar.update(len(records))
-        index += 1
-        needed = config.num_conversations / config.most_per_chunk
         if index >= (50 + 20 * needed if shards.num_records else HOPELESS_CHUNKS):
             raise InputError(
                 f"after {index} chunks only {shards.num_records} of {config.num_conversations} "
@@ -227,6 +221,12 @@ def synthesize(
                 "and answer_max_tokens, lower min_question_confidence and min_answer_confidence, "
                 "or set kept_share=1"
             )
+        if index not in shards.shards:
+            found = _study_unit(index, drawer, client, config)
+            records = [c.to_bytes() for c in found]
+            shards.write(index, records, dropped=config.conversations_per_chunk - len(records))
+            bar.update(len(records))
+        index += 1
     bar.close()
     return shards
 
@@ -243,44 +243,6 @@ def _frame_tokens(
     return title + seed
 
 
-def _study_unit(
-    index: int, drawer: _Drawer, client: Client, config: SynthesisConfig
-) -> list[Conversation]:
-    rng = random.Random(f"unit {config.seed} {index}")
-    chunk = drawer.chunk(rng)
-    title_alone = dataclasses.replace(chunk, text="")
-    seeds = draw_seed_prompts(
-        rng,
-        config.conversations_per_chunk - config.skimmed_per_chunk,
-        config.question_share,
-        chunk.text if config.seed_prompts == "focused" else None,
-    )
-    reader = client.read(chunk)
-    questions = _questions(reader, seeds, rng, config)
-    if config.skimmed_per_chunk:
-        skimmed = skim(rng, chunk.text, rng.randrange(MOST_SKIMMED + 1))
-        prompts = rng.choices(SEED_PROMPTS[QUESTION], k=config.skimmed_per_chunk)
-        skimmer = client.read(dataclasses.replace(chunk, text=skimmed))
-        questions += _questions(skimmer, [(SKIMMED, p) for p in prompts], rng, config)
-    told = []
-    answers = _answers(reader, [asked.question for asked in questions], rng, config)
-    for asked, answer in zip(questions, answers, strict=True):
-        if answer and answer.text.strip() and answer.confidence >= config.min_answer_confidence:
-            told.append(_Told(*asked, answer.text))
-    if config.kept_share < 1:
-        title_alone = client.read(dataclasses.replace(chunk, text=""))
-        alone = _answers(title_alone, [t.question for t in told], rng, config)
-        told = _keep(rng, told, [reply.text if reply else "" for reply in alone], config)
-    conversations = []
-    for i, (family, prompt, question, answer) in enumerate(told):
-        messages = (
-            Message(role="user", content=question),
-            Message(role="assistant", content=answer),
-        )
-        conversations.append(Conversation(f"{index}-{i}", chunk, family, prompt, messages))
-    return conversations
-
-
 class _Asked(NamedTuple):
     family: str
     seed_prompt: str
@@ -292,6 +254,51 @@ class _Told(NamedTuple):
     seed_prompt: str
     question: str
     answer: str
+
+
+def _study_unit(
+    index: int, drawer: _Drawer, client: Client, config: SynthesisConfig
+) -> list[Conversation]:
+    rng = random.Random(f"unit {config.seed} {index}")
+    chunk = drawer.chunk(rng)
+    reader = client.read(chunk)
+    asked = _ask(chunk, reader, client, rng, config)
+    answers = _answers(reader, [one.question for one in asked], rng, config)
+    told = [
+        _Told(*one, answer.text)
+        for one, answer in zip(asked, answers, strict=True)
+        if answer and answer.text.strip() and answer.confidence >= config.min_answer_confidence
+    ]
+    if config.kept_share < 1:
+        title_alone = client.read(dataclasses.replace(chunk, text=""))
+        alone = _answers(title_alone, [t.question for t in told], rng, config)
+        told = _keep(rng, told, [reply.text if reply else "" for reply in alone], config)
+    return [
+        Conversation(f"{index}-{i}", chunk, family, prompt, (
+            Message(role="user", content=question),
+            Message(role="assistant", content=answer),
+        ))
+        for i, (family, prompt, question, answer) in enumerate(told)
+    ]  # fmt: skip
+
+
+def _ask(
+    chunk: Chunk, reader: ChunkReader, client: Client, rng: random.Random, config: SynthesisConfig
+) -> list[_Asked]:
+    """Bot A's questions, by who has read the chunk and by who has skimmed it."""
+    seeds = draw_seed_prompts(
+        rng,
+        config.conversations_per_chunk - config.skimmed_per_chunk,
+        config.question_share,
+        chunk.text if config.seed_prompts == "focused" else None,
+    )
+    asked = _questions(reader, seeds, rng, config)
+    if config.skimmed_per_chunk:
+        skimmed = skim(rng, chunk.text, rng.randrange(MOST_SKIMMED + 1))
+        prompts = rng.choices(SEED_PROMPTS[QUESTION], k=config.skimmed_per_chunk)
+        skimmer = client.read(dataclasses.replace(chunk, text=skimmed))
+        asked += _questions(skimmer, [(SKIMMED, prompt) for prompt in prompts], rng, config)
+    return asked
 
 
 def _keep(
@@ -329,6 +336,8 @@ def _questions(
 
     Who has skimmed cannot be sure.
     """
+    if not seeds:
+        return []
     replies = reader.complete(
         [[Message(role="user", content=prompt)] for _, prompt in seeds],
         temperature=config.question_temperature,

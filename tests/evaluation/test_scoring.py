@@ -28,13 +28,38 @@ def test_wilson_equals_published_values():
 
 
 def test_paired_difference_is_smaller_than_unpaired_where_arms_agree(rng):
-    a = rng.random(400) < 0.5
-    b = a.copy()
-    b[:20] = ~b[:20]
+    a = (rng.random(400) < 0.5).tolist()
+    b = [not x for x in a[:20]] + a[20:]
     pair = paired_difference(a, b)
-    assert pair.value == pytest.approx(a.mean() - b.mean())
+    assert pair.value == pytest.approx(np.mean(a) - np.mean(b))
     assert pair.low <= pair.value <= pair.high and pair.high - pair.low < 0.05
-    assert paired_difference(a, a).high == 0.0
+
+
+def test_paired_interval_equals_a_published_one():
+    """Fagerland, Lydersen and Laake, Statistics in Medicine 33 (2014), square-and-add."""
+    before, after = [True] * 2 + [False] * 19, [True] + [False] + [True] * 7 + [False] * 12
+    pair = paired_difference(before, after)
+    assert (round(pair.low, 3), round(pair.high, 3)) == (-0.507, -0.026)
+
+
+def test_marks_that_never_differ_are_not_called_certain():
+    pair = paired_difference([True] * 20, [True] * 20)
+    assert pair.value == 0 and pair.low == pytest.approx(wilson(20, 20).low - 1)
+
+
+def test_documents_that_differ_widen_the_interval():
+    """Half of the documents lost: over questions the interval is that of 400 marks."""
+    documents = np.repeat(np.arange(8), 50).tolist()
+    reference = [True] * 400
+    marks = [document % 2 == 0 for document in documents]
+    over_questions = paired_difference(marks, reference)
+    over_documents = paired_difference(marks, reference, documents)
+    assert over_documents.value == over_questions.value == -0.5
+    assert over_documents.high - over_documents.low > 4 * (over_questions.high + 0.5)
+    # Alike within each document and between them: what is left is the drawing of questions.
+    alike = [i % 5 > 0 for i in range(400)]
+    spread = paired_difference(alike, reference, documents)
+    assert spread.high - spread.low == pytest.approx(2 * 1.96 * (0.16 / 400) ** 0.5, rel=0.15)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +70,10 @@ def test_paired_difference_is_smaller_than_unpaired_where_arms_agree(rng):
         ("contains", "I think Ada Brown lives in Oslo, yes", True),
         ("lines", "- b: 2\n- a: 1", True),
         ("lines", "a: 1", False),
+        ("lines", "a: 1\nb: 2\na: 1", False),
+        ("lines", "a: 1\n-b: 2", False),
+        ("json", '{"a": true, "b": 2}', False),
+        ("json", "[" * 100_000, False),
         ("json", '{"b": 2,\n "a": 1}', True),
         ("json", '{"a": 1, "b": 3}', False),
         ("json", "a: 1", False),
@@ -78,6 +107,12 @@ def test_truncation_ends_with_a_sentence_and_is_closed(embedded):
         if len(cut) > 1:
             assert cut[-1] == embedded.template.context_closing()[-1]
             assert embedded.tokenizer.decode(cut).endswith(".")
+    table = '| Ada | Oslo |\n| Ben | Rome |\n\nHe said: "No!"\n'
+    ends = set()
+    for budget in range(1, 80):
+        shown = embedded.tokenizer.decode(truncated_context(embedded, "T", table, budget))
+        ends.add(shown.strip()[-1:])
+    assert {"|", '"'} <= ends  # lines of a table, and a sentence that ends with a quotation
     whole = embedded.template.render_context("T", text.strip())
     assert truncated_context(embedded, "T", text, 10_000) == whole
 

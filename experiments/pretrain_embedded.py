@@ -415,6 +415,15 @@ def export(out: epath.Path, model: Transformer) -> None:
     plot_curves(out)
 
 
+def sources_digest() -> str:
+    """Of what writes the rows: another generator's rows are another training."""
+    here = epath.Path(training_data.__file__).parent
+    digest = hashlib.sha256()
+    for file in (*sorted((here / "world").glob("*.*")), epath.Path(training_data.__file__)):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def main(_) -> None:
     out = epath.Path(_OUT.value).resolve()
     tokenizer_file = out / TOKENIZER
@@ -452,6 +461,8 @@ def main(_) -> None:
         "phases": [vars(phase) for phase in phases()],
         "pointers": [POINTER_HEADS, POINTER_WEIGHTS],
         "tokenizer": hashlib.sha256(sentencepiece).hexdigest(),
+        "model": repr(model_config(template.tokenizer)),
+        "sources": sources_digest(),
     }
     seed_of_rows = str(_SEED.value)
     if _START.value:
@@ -471,6 +482,8 @@ def main(_) -> None:
             step, (weights, opt_state), _ = restored
             model = nnx.merge(graphdef, weights)
         if _EXPORT.value:
+            if restored is None:
+                raise SystemExit(f"error: there is no checkpoint in {out} to export")
             export(out, model)
             print(f"step {step} of {total} written to {out / 'model'}")
             return

@@ -36,12 +36,22 @@ def _sums(model: Any, prefix: Prefix, batch: dict[str, jax.Array]) -> tuple[jax.
 
 
 def divergence(model: LanguageModel, arm: Arm, records: Sequence[bytes]) -> dict[str, float]:
-    """Returns `kl` and `log_perplexity` in nats a token, and `tokens`, of an arm over records."""
+    """Returns `kl` and `log_perplexity` in nats a token, and `tokens`, of an arm over records.
+
+    Raises:
+      ValueError: if a record behind the arm's context exceeds the model's window.
+    """
     prefix = arm.prefix if arm.prefix is not None else model.read(np.asarray(arm.prompt_head))
     placed = model.as_prefix(prefix)
     totals = np.zeros(3)
     rows = BATCH_STEP * model.mesh.shape[DATA]
     decoded = [decode_record(record) for record in records]
+    longest = int(placed.next_position) + max(row["token_ids"].size for row in decoded)
+    if longest > model.config.window:
+        raise ValueError(
+            f"context and conversation need {longest} positions, the model's window is "
+            f"{model.config.window}"
+        )
     for start in range(0, len(decoded), rows):
         batch = unpacked_rows(decoded[start : start + rows], rows)
         with jax.set_mesh(model.mesh):

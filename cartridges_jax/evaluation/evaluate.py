@@ -71,14 +71,15 @@ def evaluate(
       config: settings.
       trained_on: folder of the training conversations; what they ask too is not held out and is
         left out of the measurement. None if the two are known to be apart.
-      earlier: what an evaluation of another cartridge of the same model, documents, questions and
-        conversations returned; the arms that are the same there are not run again.
+      earlier: what an evaluation of another cartridge of the same model, documents, questions,
+        conversations and settings returned; the arms that are the same there are not run again.
 
     Returns:
       What results.json holds.
 
     Raises:
       InputError: if the cartridge belongs to another model, or there is nothing to measure.
+      ValueError: if `earlier` is about something else.
     """
     config = config or EvaluateConfig()
     check_ranges(config)
@@ -108,9 +109,7 @@ def measure(
     earlier: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Computes what `evaluate` writes."""
-    # Room for the longest question and its answer beside the context.
-    asked = [len(model.render_prompt(q.question, has_context=True)) for q in questions]
-    room = max(config.answer_max_tokens + max(asked, default=64), 2 * TIMING_TOKENS + 16)
+    room = _room(model, questions, held_out, config.answer_max_tokens)
     arms = arms_module.control_arms(model, documents, cartridge.num_slots, room)
     arms.append(arms_module.cartridge_arm(cartridge))
     results: dict[str, Any] = {
@@ -121,6 +120,7 @@ def measure(
         "arms": {arm.name: _describe(model, arm) for arm in arms},
     }
     earlier = earlier or {}
+    _check_same(earlier, results, questions, held_out)
     known = arms_module.OF_ANY_SIZE if earlier else ()
     new = [arm for arm in arms if arm.name not in known]
     if questions:
@@ -145,7 +145,12 @@ def measure(
         for arm in new:
             results["arms"][arm.name]["held_out"] = divergence(model, arm, held_out.records)
         shown = held_out.conversations[:SAMPLES]
-        results["samples"] = _sample_answers(model, arms, shown, config)
+        samples = _sample_answers(model, new, shown, config)
+        for row, before in zip(samples, earlier.get("samples", samples), strict=True):
+            known_given = {name: before["given"][name] for name in known}
+            given = known_given | row["given"]
+            row["given"] = {arm.name: given[arm.name] for arm in arms}
+        results["samples"] = samples
     if config.throughput_batch:
         for arm in arms:
             if arm.name in (arms_module.FULL_CONTEXT, arms_module.CARTRIDGE):
@@ -153,6 +158,43 @@ def measure(
                 if rate is not None:
                     results["arms"][arm.name]["decode_tokens_per_s"] = rate
     return results
+
+
+def _room(
+    model: LanguageModel,
+    questions: Sequence[Question],
+    held_out: "HeldOut | None",
+    answer_max_tokens: int,
+) -> int:
+    """Tokens to leave beside the context for the longest that will follow it."""
+    asked = [q.question for q in questions]
+    rows = [0]
+    if held_out is not None:
+        asked += [c.messages[0]["content"] for c in held_out.conversations[:SAMPLES]]
+        rows = [targets_file.decode_record(r)["token_ids"].size for r in held_out.records]
+    longest = max(len(model.render_prompt(text, has_context=True)) for text in asked)
+    return max(answer_max_tokens + longest, 2 * TIMING_TOKENS + 16, *rows)
+
+
+def _check_same(
+    earlier: dict[str, Any],
+    results: dict[str, Any],
+    questions: Sequence[Question],
+    held_out: "HeldOut | None",
+) -> None:
+    """Raises `ValueError` if the arms of an earlier evaluation cannot be taken for this one's."""
+    if not earlier:
+        return
+    same = {name: earlier[name] == results[name] for name in ("model", "corpus")}
+    longest = [r["settings"]["answer_max_tokens"] for r in (earlier, results)]
+    same["answer_max_tokens"] = longest[0] == longest[1]
+    before = [row["question"] for row in earlier.get("answers", [])]
+    same["questions"] = before == [q.question for q in questions]
+    count = None if held_out is None else len(held_out.records)
+    same["held_out"] = earlier.get("held_out", {}).get("conversations") == count
+    if not all(same.values()):
+        other = next(name for name, is_same in same.items() if not is_same)
+        raise ValueError(f"the earlier evaluation has other {other}")
 
 
 @dataclasses.dataclass(frozen=True)

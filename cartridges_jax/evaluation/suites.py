@@ -19,7 +19,7 @@ from cartridges_jax.embedded.world import asking, genres
 from cartridges_jax.embedded.world.schema import GeneratedDocument, Split
 from cartridges_jax.embedded.world.writing import most_fillers, write_document
 from cartridges_jax.errors import InputError
-from cartridges_jax.evaluation.scoring import PARSERS
+from cartridges_jax.evaluation.scoring import PARSERS, normalise
 from cartridges_jax.models.tokenizer import Tokenizer
 
 CHARACTERS_PER_TOKEN = {"sections": 4.2, "table": 4.1, "code": 2.7}  # by a genre's layout
@@ -69,7 +69,7 @@ def load_questions(path: str | os.PathLike[str]) -> list[Question]:
 def _parse_question(line: str, where: str, name: str) -> Question:
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("question"), str):
         raise InputError(f'{where}: expected {{"question": "...", "answers": ["..."]}}')
@@ -77,8 +77,10 @@ def _parse_question(line: str, where: str, name: str) -> Question:
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
         raise InputError(f"{where}: answers must be a text or a list of texts, got {answers!r}")
+    if not all(map(normalise, answers)):
+        raise InputError(f"{where}: an answer needs a letter or a digit, got {answers!r}")
     parser = fields.get("parser", "exact")
-    if parser not in PARSERS:
+    if not isinstance(parser, str) or parser not in PARSERS:
         raise InputError(f"{where}: parser {parser!r} is none of {sorted(PARSERS)}")
     chance = fields.get("chance")
     if chance is not None and not (type(chance) in (int, float) and 0 <= chance <= 1):
@@ -145,14 +147,15 @@ def embedded_questions(
     shares: dict[str, float] | None = None,
     wordings: Split = "test",
 ) -> list[Question]:
-    """Draws up to `count` questions about a generated document, types by `shares`.
+    """Draws about `count` questions about a generated document, types by `shares`.
 
     No two of a type have the same answer: another wording for the same fact is no new evidence.
 
     Args:
       document: with its ground truth.
       name: seeds the draw.
-      count: how many; fewer where the document has fewer of a type, or no ground for it.
+      count: how many, each type's share rounded; fewer where the document has fewer of a type, or
+        no ground for it.
       avoid: questions that must not come again.
       shares: of the types; None for those of training (`asking.WEIGHTS`).
       wordings: in which they are asked.

@@ -1,10 +1,16 @@
 """What an evaluation takes from an earlier one is what it would have measured."""
 
 import numpy as np
+import pytest
 
+from cartridges_jax.corpus import Chunk
+from cartridges_jax.distillation.targets import encode_record
 from cartridges_jax.evaluation import arms
-from cartridges_jax.evaluation.evaluate import EvaluateConfig, evaluate
+from cartridges_jax.evaluation.divergence import divergence
+from cartridges_jax.evaluation.evaluate import EvaluateConfig, HeldOut, _room, evaluate
 from cartridges_jax.evaluation.suites import embedded_questions, held_out_document
+from cartridges_jax.models.chat_template import Message
+from cartridges_jax.self_study.conversation import Conversation
 
 CONFIG = EvaluateConfig(answer_max_tokens=16, throughput_batch=0)
 
@@ -24,3 +30,30 @@ def test_controls_of_any_size_are_answered_once(embedded, tmp_path, monkeypatch)
     quick = evaluate(embedded, large, [document], tmp_path, questions, config=CONFIG, earlier=first)
     assert asked == [arms.TRUNCATED, arms.CARTRIDGE]
     assert quick == whole
+    with pytest.raises(ValueError, match="other questions"):
+        evaluate(embedded, large, [document], tmp_path, questions[:1], config=CONFIG, earlier=first)
+
+
+def held_out_conversation(embedded, num_tokens):
+    message = Message(role="user", content="Who lives in the north? " * 20)
+    said = Conversation("0-0", Chunk("d", "D", "", 0, 0), "question", "", (message, message))
+    record = encode_record(
+        np.arange(num_tokens), np.array([3]), np.zeros((1, 20), np.int32), np.zeros((1, 20))
+    )
+    return HeldOut([said], [record], num_seen=0)
+
+
+def test_the_context_leaves_room_for_held_out_conversations(embedded):
+    """A corpus that fills the window is cut for whatever follows it."""
+    asked = len(embedded.render_prompt("Who lives in the north? " * 20, has_context=True))
+    short, long = (held_out_conversation(embedded, n) for n in (40, 700))
+    assert _room(embedded, [], short, 96) == max(asked + 96, 144)
+    assert _room(embedded, [], long, 96) == 700
+
+
+def test_a_conversation_beyond_the_window_is_refused(embedded):
+    window = embedded.config.window
+    arm = arms.Arm("full context", window - 100, tuple(embedded.template.empty_context()))
+    records = held_out_conversation(embedded, window).records
+    with pytest.raises(ValueError, match=f"window is {window}"):
+        divergence(embedded, arm, records)

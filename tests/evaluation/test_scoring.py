@@ -124,7 +124,10 @@ def test_truncation_ends_with_a_sentence_and_is_closed(embedded):
         ("[]", "expected"),
         ('{"question": "?"}', "answers must be"),
         ('{"question": "?", "answers": []}', "answers must be"),
+        ('{"question": "?", "answer": " . "}', "needs a letter"),
         ('{"question": "?", "answer": "x", "parser": "eval"}', "is none of"),
+        ('{"question": "?", "answer": "x", "parser": ["exact"]}', "is none of"),
+        ("[" * 100_000, "is not JSON"),
         ("", "holds no question"),
     ],
 )

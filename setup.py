@@ -9,7 +9,7 @@ HERE = pathlib.Path(__file__).parent
 setup(
     name="cartridges-jax",
     version="0.1.0",
-    description="Small trained KV prefixes that stand in for long texts, for JAX and TPU pods",
+    description="Small trained KV prefixes that stand in for long texts, in JAX",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -22,7 +22,7 @@ RESULTS = ROOT / "experiments" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "cartridges_jax" / "embedded" / "README.md")
 FULL, NONE = "full context", "no context"
 SETS = ("500", "1000", "1900", "held-out genre, 1000", "known words, 1000")
-STARTS = {"first tokens": "from the text's first tokens", "random start": "from random vectors"}
+START = {"first tokens": "from the text's first tokens"}  # the others start from random vectors
 CURVE = ("curve 250", "500", "curve 750", "1000", "curve 1400", "1900")
 
 Result = dict[str, Any]
@@ -63,12 +63,17 @@ def scores(result: Result) -> str:
         of = [sets[name]["types"].get(kind) for name in SETS]
         cells = [f"{_percent(x[FULL])}, n={x[FULL]['n']}" if x else "" for x in of]
         first = sets["500"]["types"][kind]
-        rows.append((kind, *cells, _percent(first[NONE], False), f"{100 * first['chance']:.1f} %"))
-    tokens = [sum(sets[name]["tokens"]) / len(sets[name]["tokens"]) for name in SETS]
+        chance = "-" if kind == "absent" else f"{100 * first['chance']:.1f} %"
+        rows.append((kind, *cells, _percent(first[NONE], False), chance))
+    tokens = _mean_tokens(sets)
     head = [f"{t:.0f} tokens" for t in tokens[:3]]
     head += [f"held-out genre, {tokens[3]:.0f}", "the same in words of training"]
     table = _table(("question type", *head, "no context", "chance"), rows)
     return f"{table}\n\n({_source(result)}, one model)"
+
+
+def _mean_tokens(sets: Result) -> list[float]:
+    return [sum(sets[name]["tokens"]) / len(sets[name]["tokens"]) for name in SETS]
 
 
 def conclusions(result: Result) -> str:
@@ -81,7 +86,8 @@ def conclusions(result: Result) -> str:
         rows.append((kind, *(_percent(x[FULL]) for x in of), _percent(none)))
     absent = [f"{100 * sets[name]['absent']['balanced']:.1f} %" for name in SETS[:3]]
     rows.append(("not in the text, balanced accuracy", *absent, "50 % by chance"))
-    return _table(("conclusion", *(f"{name} tokens" for name in SETS[:3]), NONE), rows)
+    head = (f"{t:.0f} tokens" for t in _mean_tokens(sets)[:3])
+    return _table(("conclusion", *head, NONE), rows)
 
 
 def length_curve(result: Result) -> str:
@@ -123,19 +129,19 @@ def _skimmed(of: Result) -> str:
 
 def _arms(accuracy: Result) -> list[str]:
     """The arms as a reader wants them: what is good at all, then cartridges, then what is not."""
-    order = ("full context", "cartridge", "templates", *STARTS, "next token", "truncated")
+    order = ("full context", "cartridge", "templates", *START, "next token", "truncated")
     first = [arm for kind in order for arm in accuracy if arm.startswith(kind)]
     return [*first, NONE]
 
 
-def _named(arm: str, slots: int | None) -> str:
+def _named(arm: str, slots: int | None, tokens: float) -> str:
     of = f", {slots} slots" if slots else ""
     names = {
         "cartridge": f"cartridge{of}",
         "templates": f"cartridge{of}, questions by template",
-        **{start: f"cartridge{of}, {name}" for start, name in STARTS.items()},
+        **{start: f"cartridge{of}, {name}" for start, name in START.items()},
         "next token": f"cartridge{of}, next-token training on the text",
-        "truncated": f"text truncated to {slots} tokens",
+        "truncated": f"text truncated to {slots} tokens ({tokens:.0f} to the end of a line)",
     }
     return next((name for start, name in names.items() if arm.startswith(start)), arm)
 
@@ -144,17 +150,18 @@ def cartridges(result: Result) -> str:
     """Accuracy by the size of the cartridge, beside the controls."""
     short = result["short_documents"]
     accuracy, sizes = short["accuracy"], short["sizes"]
-    mean = sum(d["tokens"] for d in short["documents"]) / len(short["documents"])
+    tokens = short["tokens"]
+    mean = tokens[FULL]
     rows = []
     for arm in _arms(accuracy):
         number = re.search(r"\d+$", arm)
         slots = int(number[0]) if number else None
-        if arm in (*STARTS, "next token"):
-            slots = short.get("baseline_slots")
+        if arm in (*START, "next token"):
+            slots = short["baseline_slots"]
         of, all_ = sizes.get(f"cartridge {slots}", {}), accuracy[arm]["all"]
         with_facts = of and not arm.startswith("truncated")
         rows.append((
-            f"{arm} ({mean:.0f} tokens)" if arm == FULL else _named(arm, slots),
+            f"{arm} ({mean:.0f} tokens)" if arm == FULL else _named(arm, slots, tokens[arm]),
             f"{of['compression']:.1f}x" if of else "",
             f"{of['facts_per_slot']:.2f}" if with_facts else "",
             _percent(all_),

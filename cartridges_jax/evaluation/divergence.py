@@ -43,6 +43,7 @@ def divergence(model: LanguageModel, arm: Arm, records: Sequence[bytes]) -> dict
     """
     prefix = arm.prefix if arm.prefix is not None else model.read(np.asarray(arm.prompt_head))
     placed = model.as_prefix(prefix)
+    assert placed is not None  # what is None is an arm without a prefix
     totals = np.zeros(3)
     rows = BATCH_STEP * model.mesh.shape[DATA]
     decoded = [decode_record(record) for record in records]

@@ -40,7 +40,7 @@ def compiled(topology, mesh_shape, config, rows=4, num_tokens=2048, num_slots=20
     "model", [pytest.param(m, marks=() if "8B" in m else pytest.mark.full) for m in MODELS]
 )
 def test_compiles_with_few_temporaries(topology, mesh_shape, model):
-    """Forward and backward are one kernel each; 8,192 tokens at the shape of a trial."""
+    """Forward and backward are one kernel each; four rows of 2,048 tokens."""
     found = compiled(topology, mesh_shape, MODELS[model])
     assert found.text.count("tpu_custom_call") == 2
     assert found.temporary_bytes < 100 * MIB

@@ -5,7 +5,7 @@
 No TPU and no weights are needed. Attention alone, forward and backward, of 4 rows of 2,048 tokens
 of Llama-3.1-8B behind 2,048 slots, one device; the loss alone and a whole training step of
 Llama-3.1-8B on a v5e slice of 4x4, with our kernels, with the blocked and the reference attention
-and with the logits of all targets or all tokens at once; bytes moved by both kernels at four shapes,
+and with the logits of all targets or tokens at once; bytes moved by both kernels at four shapes,
 counted from their grids; and the VMEM that each kernel needs, chip by chip. Some sixteen minutes on
 two CPU cores. The result is committed as experiments/results/kernel_memory.json.
 """

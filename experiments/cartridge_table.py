@@ -4,8 +4,8 @@
 
 Five documents of about 1,900 tokens, 74 to 89 questions each; each cartridge trained once. For
 each document: self-study once with the model's own questions and once with right ones by template,
-then a cartridge of each size, started from random vectors; of 20x less also one started from the
-text's first tokens and one trained on the next token of the text. Then one document of twice the
+then a cartridge of each size, started from the text's first tokens; of 20x less also one started
+from random vectors and one trained on the next token of the text. Then one document of twice the
 model's window. Some five hours on two CPU cores. What every arm answered is committed as
 experiments/results/cartridge_answers/, one file a document, and is not asked again where settings,
 text and questions are the same; the table made of all of them is
@@ -63,9 +63,9 @@ QUESTIONS = 120  # asked for; a type of which a document has fewer gives fewer
 SIZES = (470, 188, 94, 58)  # 4x, 10x, 20x and 32x
 TEMPLATE_SIZES = (94,)
 BASELINE_SIZE = 94
-TRAIN = TrainConfig(num_steps=1600, initializer="random")
+TRAIN = TrainConfig(num_steps=1600)
 # Questions by template are about what the chunk says or does not say in the shares of the test.
-TEMPLATE_STUDY = dataclasses.replace(STUDY, kept_share=1.0, skimmed_share=0.0)
+TEMPLATE_STUDY = dataclasses.replace(STUDY, kept_share=1.0, skimmed_share=0.0, recall_share=0.0)
 # Data and settings of each training, by the name of its arm.
 RUNS = {
     **{f"cartridge {p}": ("data", dataclasses.replace(TRAIN, num_slots=p)) for p in SIZES},
@@ -73,9 +73,9 @@ RUNS = {
         f"templates {p}": ("templates", dataclasses.replace(TRAIN, num_slots=p))
         for p in TEMPLATE_SIZES
     },
-    "first tokens": (
+    "random vectors": (
         "data",
-        dataclasses.replace(TRAIN, num_slots=BASELINE_SIZE, initializer="first_tokens"),
+        dataclasses.replace(TRAIN, num_slots=BASELINE_SIZE, initializer="random"),
     ),
     "next token": ("text", dataclasses.replace(TRAIN, num_slots=BASELINE_SIZE)),
 }

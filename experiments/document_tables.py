@@ -22,7 +22,7 @@ RESULTS = ROOT / "experiments" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "cartridges_jax" / "embedded" / "README.md")
 FULL, NONE = "full context", "no context"
 SETS = ("500", "1000", "1900", "held-out genre, 1000", "known words, 1000")
-START = {"first tokens": "from the text's first tokens"}  # the others start from random vectors
+START = {"first tokens": "from the text's first tokens", "random vectors": "from random vectors"}
 CURVE = ("curve 250", "500", "curve 750", "1000", "curve 1400", "1900")
 
 Result = dict[str, Any]

@@ -30,7 +30,7 @@ from cartridges_jax.evaluation.evaluate import decode_rate
 from cartridges_jax.evaluation.scoring import is_right, wilson
 from cartridges_jax.evaluation.suites import parser_of, shown_part
 from cartridges_jax.self_study.conversation import Conversation
-from cartridges_jax.self_study.prompts import SKIMMED
+from cartridges_jax.self_study.prompts import RECALL, SKIMMED
 from cartridges_jax.self_study.synthesize import load_conversations
 from experiments.record import write_result
 from experiments.studied_documents import (
@@ -73,7 +73,7 @@ def judge(shown: GeneratedDocument, one: Conversation) -> Judgement:
 
 def summary_of(made: GeneratedDocument, judged: list[Judgement]) -> dict[str, Any]:
     """The four figures, with what went wrong most."""
-    first = [j for j in judged if j.family != SKIMMED][:JUDGED]
+    first = [j for j in judged if j.family not in (SKIMMED, RECALL)][:JUDGED]
     skimmed = [j for j in judged if j.family == SKIMMED]
     refused = [j for j in skimmed if "not in the text" in j.answer]
     wrongly = [j for j in refused if understand(made, j.about[0])]
@@ -95,6 +95,7 @@ def summary_of(made: GeneratedDocument, judged: list[Judgement]) -> dict[str, An
             "answered with not in the text": len(refused),
             "though elsewhere in the text": len(wrongly),
         },
+        "recalled": sum(j.family == RECALL for j in judged),
         "kinds": dict(collections.Counter(j.kind for j in valid).most_common()),
         "valid_by_family": {f: valid_families[f] / n for f, n in sorted(families.items())},
         "not_valid": [f"{j.about[0]} / {j.answer}" for j in first if not j.kind][:20],

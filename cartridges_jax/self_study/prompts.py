@@ -38,8 +38,15 @@ SEED_PROMPTS: dict[str, tuple[str, ...]] = {
 }
 FAMILIES = tuple(SEED_PROMPTS)
 QUESTION = "question"  # the family of plain questions
-SKIMMED = "skimmed"  # not a family of seeds: plain questions by who has seen a few sentences
-
+# Not families of seeds:
+SKIMMED = "skimmed"  # plain questions by who has seen a few sentences
+RECALL = "recall"  # a sentence is asked for word for word; nobody has to think of that
+RECALL_PROMPTS = (
+    'Please quote the sentence that begins with "{beginning}".',
+    'Find the sentence that begins with "{beginning}" and quote it.',
+    'Copy the sentence that begins with "{beginning}".',
+)
+BEGINNING_WORDS, LONGEST_BEGINNING = 3, 60  # by which a sentence is asked for; characters
 
 # Prompts that show bot A the very sentence to ask about: its questions then cover the text evenly
 # and name what is there, which small models do not manage alone.
@@ -93,6 +100,28 @@ def skim(rng: random.Random, text: str, count: int) -> str:
     """Draws up to `count` sentences of a text, in its order: all that who skims it has seen."""
     spans = _sentences(text)
     return "\n".join(text[a:b] for a, b in sorted(rng.sample(spans, min(count, len(spans)))))
+
+
+def draw_recall(rng: random.Random, text: str, count: int) -> list[tuple[str, str]]:
+    """Draws up to `count` sentences of a text that can be asked for by their first words.
+
+    Of a sentence that ends with a quotation it is what is quoted.
+
+    Returns:
+      The message that asks, and what must be in the answer word for word.
+    """
+    spans = _sentences(text)
+    drawn = []
+    for start, end in rng.sample(spans, len(spans)):
+        said = text[start:end]
+        if said.endswith('"'):
+            said = said[said.index('"') + 1 :]
+        words = said.split()
+        beginning = " ".join(words[:BEGINNING_WORDS]).strip("\"'.,:;!?-*|# ")
+        fits = 0 < len(beginning) <= LONGEST_BEGINNING and len(words) > BEGINNING_WORDS
+        if fits and '"' not in beginning and text.count(beginning) == 1:
+            drawn.append((rng.choice(RECALL_PROMPTS).format(beginning=beginning), said))
+    return drawn[:count]
 
 
 def focused_prompt(rng: random.Random, family: str, focus: str) -> str:

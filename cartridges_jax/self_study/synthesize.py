@@ -30,8 +30,11 @@ from cartridges_jax.self_study.prompts import (
     LONGEST_FOCUS,
     PROMPTS,
     QUESTION,
+    RECALL,
+    RECALL_PROMPTS,
     SEED_PROMPTS,
     SKIMMED,
+    draw_recall,
     draw_seed_prompts,
     skim,
 )
@@ -98,8 +101,9 @@ class SynthesisConfig:
         "be. They are drawn with weights: the words of the answer that are neither in the "
         "question nor in the answer to it from the title alone. Without any, a conversation "
         "teaches nothing and is dropped, and so is a chunk's question asked again. Of those by "
-        "who has skimmed the chunk the same share, the ones with the fewest such words. 1: all "
-        "are kept, and the title alone is not asked.",
+        "who has skimmed the chunk the same share, the ones with the fewest such words; of those "
+        "that ask for a sentence the same share, any. 1: all are kept, and the title alone is not "
+        "asked.",
         above=0,
         at_most=1,
     )
@@ -109,6 +113,14 @@ class SynthesisConfig:
         f"the title and {MOST_SKIMMED} sentences at most. Much of what it then asks is not in the "
         "text, and without such questions a cartridge forgets to say so. Bot A's confidence does "
         "not count here.",
+        at_least=0,
+        at_most=1,
+    )
+    recall_share: float = setting(
+        0.0,
+        "Share of a chunk's conversations, 0 to 1, that ask for a sentence of it by its first "
+        "words, without bot A; an answer that does not hold the sentence word for word is dropped. "
+        "Little of what a text says is ever asked for literally, and what is not stays unlearned.",
         at_least=0,
         at_most=1,
     )
@@ -124,6 +136,11 @@ class SynthesisConfig:
         """Questions by who has skimmed the chunk."""
         return round(self.skimmed_share * self.conversations_per_chunk)
 
+    @property
+    def recall_per_chunk(self) -> int:
+        """Sentences of the chunk that are asked for."""
+        return round(self.recall_share * self.conversations_per_chunk)
+
 
 # For the embedded model in its own world, where it has learned to ask about a sentence.
 EMBEDDED_STUDY = SynthesisConfig(
@@ -135,6 +152,7 @@ EMBEDDED_STUDY = SynthesisConfig(
     min_answer_confidence=0.995,
     kept_share=0.25,
     skimmed_share=0.125,
+    recall_share=0.125,
 )
 
 
@@ -189,6 +207,8 @@ def synthesize(
     check_ranges(config)
     if config.chunk_min_tokens > config.chunk_max_tokens:
         raise InputError(f"{config.chunk_min_tokens=} exceeds {config.chunk_max_tokens=}")
+    if config.skimmed_share + config.recall_share > 1:
+        raise InputError(f"{config.skimmed_share=} and {config.recall_share=} exceed 1 together")
     window = model.config.window
     if not documents:
         raise InputError("there is no document to study")
@@ -204,7 +224,7 @@ def synthesize(
     inputs = to_dict(config) | {
         "model": client.fingerprint,
         "corpus": [{"name": d.name, "sha256": d.sha256} for d in documents],
-        "prompts": digest([PROMPTS[config.seed_prompts], SEED_PROMPTS[QUESTION]]),
+        "prompts": digest([PROMPTS[config.seed_prompts], SEED_PROMPTS[QUESTION], RECALL_PROMPTS]),
     }
     # How many conversations are wanted is not an input: a larger run continues a smaller one.
     del inputs["num_conversations"]
@@ -245,7 +265,7 @@ def _frame_tokens(
 
 class _Asked(NamedTuple):
     family: str
-    seed_prompt: str
+    seed_prompt: str  # of RECALL the sentence that is asked for
     question: str
 
 
@@ -268,6 +288,7 @@ def _study_unit(
         _Told(*one, answer.text)
         for one, answer in zip(asked, answers, strict=True)
         if answer and answer.text.strip() and answer.confidence >= config.min_answer_confidence
+        if one.family != RECALL or _holds(answer.text, one.seed_prompt)
     ]
     if config.kept_share < 1:
         title_alone = client.read(dataclasses.replace(chunk, text=""))
@@ -285,10 +306,10 @@ def _study_unit(
 def _ask(
     chunk: Chunk, reader: ChunkReader, client: Client, rng: random.Random, config: SynthesisConfig
 ) -> list[_Asked]:
-    """Bot A's questions, by who has read the chunk and by who has skimmed it."""
+    """Bot A's questions, by who has read the chunk and by who has skimmed it, and recall."""
     seeds = draw_seed_prompts(
         rng,
-        config.conversations_per_chunk - config.skimmed_per_chunk,
+        config.conversations_per_chunk - config.skimmed_per_chunk - config.recall_per_chunk,
         config.question_share,
         chunk.text if config.seed_prompts == "focused" else None,
     )
@@ -298,7 +319,16 @@ def _ask(
         prompts = rng.choices(SEED_PROMPTS[QUESTION], k=config.skimmed_per_chunk)
         skimmer = client.read(dataclasses.replace(chunk, text=skimmed))
         asked += _questions(skimmer, [(SKIMMED, prompt) for prompt in prompts], rng, config)
+    if config.recall_per_chunk:
+        sentences = draw_recall(rng, chunk.text, config.recall_per_chunk)
+        asked += [_Asked(RECALL, sentence, message) for message, sentence in sentences]
     return asked
+
+
+def _holds(answer: str, sentence: str) -> bool:
+    """Whether an answer has a sentence word for word."""
+    told, wanted = (" ".join(re.findall(r"\w+", text)) for text in (answer, sentence))
+    return f" {wanted} " in f" {told} "
 
 
 def _keep(
@@ -312,12 +342,14 @@ def _keep(
     for one, other in zip(told, alone, strict=True):
         news = len(_words(one.answer) - _words(one.question) - _words(other))
         draws.setdefault(one.question, (news, rng.random(), one))
-    skimmed = [draw for draw in draws.values() if draw[2].family == SKIMMED]
-    kept = sorted(skimmed)[: round(config.kept_share * config.skimmed_per_chunk)]
+    skimmed = sorted(draw for draw in draws.values() if draw[2].family == SKIMMED)
+    recalled = [draw for draw in draws.values() if draw[2].family == RECALL]
+    kept = skimmed[: round(config.kept_share * config.skimmed_per_chunk)]
+    kept += recalled[: round(config.kept_share * config.recall_per_chunk)]
     # The largest u ** (1 / weight) are a weighted draw without replacement (Efraimidis and
     # Spirakis, 2006).
     read = [(u ** (1 / news), one) for news, u, one in draws.values() if news]
-    read = [draw for draw in read if draw[1].family != SKIMMED]
+    read = [draw for draw in read if draw[1].family not in (SKIMMED, RECALL)]
     most = config.most_per_chunk - len(kept)
     return [one for _, one in sorted(read, reverse=True)[:most]] + [one for *_, one in kept]
 

@@ -13,8 +13,10 @@ from cartridges_jax.evaluation.suites import held_out_document
 from cartridges_jax.self_study.prompts import (
     FAMILIES,
     FOCUSED_PROMPTS,
+    RECALL,
     SEED_PROMPTS,
     SKIMMED,
+    draw_recall,
     draw_seed_prompts,
     skim,
 )
@@ -53,7 +55,7 @@ def test_conversations_are_whole(embedded, document, tmp_path):
 
 
 def test_focused_prompts_show_a_sentence_of_the_chunk(embedded, document, tmp_path):
-    focused = SynthesisConfig(**(vars(CONFIG) | {"seed_prompts": "focused"}))
+    focused = dataclasses.replace(CONFIG, seed_prompts="focused")
     for c in everything(synthesize(embedded, [document], tmp_path, focused)):
         prompt, _, focus = c.seed_prompt.partition("\n\n")
         assert prompt in FOCUSED_PROMPTS[c.family]
@@ -126,6 +128,36 @@ def test_some_questions_are_asked_by_who_has_skimmed_the_text(embedded, document
     for c in skimmed:  # the answers are those of the chunk, which training shows the teacher
         assert c.chunk.text in document.text
         assert c.seed_prompt in SEED_PROMPTS["question"]
+
+
+def test_of_sentences_asked_for_the_same_share_is_kept():
+    told = [_Told(RECALL, "", f"quote {i}", "A B C D E") for i in range(8)]
+    told += [_Told("question", "", f"read {i}", "A") for i in range(8)]
+    config = SynthesisConfig(conversations_per_chunk=16, kept_share=0.25, recall_share=0.5)
+    kept = _keep(random.Random(0), told, [""] * 16, config)
+    assert [one.family for one in kept] == ["question", "question", RECALL, RECALL]
+
+
+def test_sentences_are_asked_for_by_their_first_words():
+    text = 'Ada says: "The odd wind sold one wall."\nThe odd wind is cold today.\nToo short.\n'
+    text += "Ben lives in the north of it.\n"
+    asked = draw_recall(random.Random(0), text, 9)
+    assert {sentence for _, sentence in asked} == {"Ben lives in the north of it."}
+    assert '"Ben lives in"' in asked[0][0]  # two sentences begin with "The odd wind"
+    [(message, sentence)] = draw_recall(random.Random(0), text[:39], 9)
+    assert '"The odd wind"' in message and sentence == 'The odd wind sold one wall."'
+    assert draw_recall(random.Random(0), text, 0) == []
+
+
+def test_a_sentence_asked_for_is_answered_word_for_word(embedded, document, tmp_path):
+    config = dataclasses.replace(CONFIG, recall_share=0.5, question_share=1.0)
+    told = everything(synthesize(embedded, [document], tmp_path, config))
+    recalled = [c for c in told if c.family == RECALL]
+    assert recalled
+    for c in recalled:
+        assert c.seed_prompt in c.chunk.text
+        said = re.findall(r"\w+", c.messages[1]["content"])
+        assert " ".join(re.findall(r"\w+", c.seed_prompt)) in " ".join(said)
 
 
 def test_who_skims_sees_whole_sentences_in_their_order():

@@ -1,6 +1,7 @@
 """The HTML report: tables and plots of results.json in one file without outside parts."""
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,15 +13,22 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from cartridges_jax import files
+from cartridges_jax.evaluation.arms import (
+    CARTRIDGE,
+    FULL_CONTEXT,
+    FULL_KV,
+    NO_CONTEXT,
+    TRUNCATED,
+)
 
 _TEMPLATE = epath.Path(__file__).parent / "report.html.jinja"
 EXAMPLES = 14  # questions shown with all answers
 _COLORS = {
-    "no context": "#b0b0b0",
-    "truncated": "#d8a24a",
-    "cartridge": "#2a6fb0",
-    "full context": "#3b8f57",
-    "full KV": "#8cc3a0",
+    NO_CONTEXT: "#b0b0b0",
+    TRUNCATED: "#d8a24a",
+    CARTRIDGE: "#2a6fb0",
+    FULL_CONTEXT: "#3b8f57",
+    FULL_KV: "#8cc3a0",
 }
 
 
@@ -50,11 +58,10 @@ def times_smaller(full: int, own: int) -> str:
 
 def human_bytes(count: int | float) -> str:
     """Bytes with a binary unit."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
+    if count < 1024:
+        return f"{count:.0f} B"
+    unit = min(int(math.log2(count)) // 10, 3)
+    return f"{count / 1024**unit:.1f} {('KiB', 'MiB', 'GiB')[unit - 1]}"
 
 
 def accuracy_plot(results: dict[str, Any]) -> str:
@@ -217,7 +224,7 @@ def examples(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def summary_table(results: dict[str, Any]) -> str:
     """The arms of an evaluation as a table for the terminal."""
-    full = results["arms"]["full context"]["kv_bytes"]
+    full = results["arms"][FULL_CONTEXT]["kv_bytes"]
     has_accuracy = "accuracy" in results
     measure = f"{'accuracy (95 % interval)':>26}" if has_accuracy else f"{'KL':>9}{'log-ppl':>9}"
     lines = [

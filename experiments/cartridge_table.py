@@ -80,6 +80,12 @@ RUNS = {
     "next token": ("text", dataclasses.replace(TRAIN, num_slots=BASELINE_SIZE)),
 }
 TEXT_ROWS = {"num_rows": 1024, "min_tokens": 64, "max_tokens": 256}
+SETTINGS = {
+    "study": vars(STUDY),
+    "template_study": vars(TEMPLATE_STUDY),
+    "text": TEXT_ROWS,
+    "runs": {name: {"data": data, **vars(config)} for name, (data, config) in RUNS.items()},
+}
 LONG_TOKENS = 4000  # twice the embedded model's window
 LONG_SLOTS = 200  # 20x
 LONG_QUESTIONS = 200
@@ -266,13 +272,7 @@ def main(_) -> None:
     model = load_model("embedded")
     work = work_folder(_WORK.value, model)
     folder = epath.Path(_ANSWERS.value)
-    settings = {
-        "model": model.identity,
-        "study": vars(STUDY),
-        "template_study": vars(TEMPLATE_STUDY),
-        "text": TEXT_ROWS,
-        "runs": {name: {"data": data, **vars(config)} for name, (data, config) in RUNS.items()},
-    }
+    settings = {"model": model.identity, **SETTINGS}
     parts = []
     for i, (name, document, made) in enumerate(fitting_documents(model, _DOCUMENTS.value)):
         questions = embedded_questions(made, name, QUESTIONS)

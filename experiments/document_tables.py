@@ -16,6 +16,7 @@ from absl import app
 from etils import epath
 
 from cartridges_jax import files
+from experiments import cartridge_table, studied_documents
 
 ROOT = epath.Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -48,6 +49,12 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def _source(result: Result, more: str = "") -> str:
     made = result["made"]
     return f"`{made['command']}`, {made['date']}, {made['hardware']}{more}"
+
+
+def _of_today(then: Result, now: Result) -> str:
+    """Says so where a result was made with other settings than the code has today."""
+    same = all(then.get(key) == value for key, value in json.loads(json.dumps(now)).items())
+    return "" if same else "; settings have changed since"
 
 
 def _not_measured(name: str) -> str:
@@ -118,7 +125,8 @@ def self_study(result: Result) -> str:
     return (
         f"{_table(head, rows)}\n\nDecoding 32 answers together behind a text of "
         f"{result['study']['tokens']} tokens: {rate} tokens/s, {decode['runs']} runs; scoring: "
-        f"{scoring:,.0f} tokens of conversations a second, one run.\n({_source(result)})"
+        f"{scoring:,.0f} tokens of conversations a second, one run.\n"
+        f"({_source(result, _of_today(result['study'], vars(studied_documents.STUDY)))})"
     )
 
 
@@ -171,6 +179,7 @@ def cartridges(result: Result) -> str:
             "difference to full context, points")  # fmt: skip
     n = accuracy[FULL]["all"]["n"]
     more = f"; documents: {len(short['documents'])}, questions: {n}, one training each"
+    more += _of_today(result["made_with"], cartridge_table.SETTINGS)
     return f"{_table(head, rows)}\n\n({_source(result, more)})"
 
 

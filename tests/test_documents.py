@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from experiments.document_tables import DOCUMENTS, RESULTS, TABLES, filled
+from experiments.document_tables import DOCUMENTS, RESULTS, TABLES, _of_today, filled
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.parent.name)
@@ -19,7 +19,20 @@ def test_every_table_stands_in_one_document():
     assert sorted(places) == sorted(TABLES)
 
 
-@pytest.mark.parametrize("name", ["embedded_scores", "self_study_quality"])
-def test_results_are_of_the_shipped_weights(embedded, name):
-    result = json.loads((RESULTS / f"{name}.json").read_text())
-    assert result["model"]["weights"] == embedded.identity["weights"]
+def of_the_weights():
+    answers = sorted((RESULTS / "cartridge_answers").glob("*.json"))
+    names = ("embedded_scores", "self_study_quality", "cartridge_table")
+    return [*(RESULTS / f"{name}.json" for name in names), *answers]
+
+
+@pytest.mark.parametrize("path", of_the_weights(), ids=lambda p: p.stem)
+def test_results_are_of_the_shipped_weights(embedded, path):
+    result = json.loads(path.read_text())
+    model = result["made_with"]["model"] if "made_with" in result else result["model"]
+    assert model["weights"] == embedded.identity["weights"]
+
+
+def test_a_result_of_other_settings_is_told():
+    now = {"steps": 1600, "shares": (1, 2)}
+    assert _of_today({"steps": 1600, "shares": [1, 2], "more": 1}, now) == ""
+    assert "changed" in _of_today({"steps": 800, "shares": [1, 2]}, now)

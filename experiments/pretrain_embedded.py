@@ -42,10 +42,10 @@ from matplotlib import pyplot as plt
 from optax import contrib
 
 from cartridges_jax import files
-from cartridges_jax.attention import SAVED_NAMES, attention
 from cartridges_jax.distillation.checkpoint import TrainingCheckpoints
 from cartridges_jax.embedded import pointers, tokenizer_training, training_data
 from cartridges_jax.embedded.induction_init import induction_initialize
+from cartridges_jax.embedded.pretraining import POINTER_HEADS, POINTER_WEIGHTS, mean_gradient
 from cartridges_jax.embedded.training_data import Phase
 from cartridges_jax.embedded.world import asking
 from cartridges_jax.loading import load_model
@@ -57,8 +57,8 @@ from cartridges_jax.models.fingerprint import weights_fingerprint
 from cartridges_jax.models.hub import locate_model
 from cartridges_jax.models.rope import Rope
 from cartridges_jax.models.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer
-from cartridges_jax.models.transformer import Transformer, rms_norm, set_product_dtype
-from cartridges_jax.sharding import ACT_BTD, DATA, TOKENS_BT, make_mesh, place
+from cartridges_jax.models.transformer import Transformer, set_product_dtype
+from cartridges_jax.sharding import DATA, TOKENS_BT, make_mesh, place
 
 matplotlib.use("agg")
 
@@ -85,11 +85,6 @@ MATRIX_AXES = {  # inputs and outputs of [L, D, N, H] and the like: a matrix for
     "gate": (1, 2), "up": (1, 2), "down": (1, 2),
 }  # fmt: skip
 TOKENIZER = "tokenizer.model"  # in the run's folder
-# Layer and head that learn to look where each group of pointers says: gather what a statement is
-# about, find the statement, copy its words, check what follows from it. The weights are of each
-# group's mean loss beside the words' mean loss.
-POINTER_HEADS = ((2, 0), (2, 1), (2, 2), (2, 3), (3, 0), (4, 0), (4, 1))
-POINTER_WEIGHTS = (0.1, 0.1, 0.1, 0.1, 1.0, 1.0, 0.3)
 CHECKPOINT_EVERY, VALIDATE_EVERY = 100, 250  # steps; but each no more than MOST times
 MOST = 50
 LOGIT_PIECES = 8  # of a row; all logits of the validation at once would be large
@@ -169,143 +164,12 @@ def batches(seed: str, sentencepiece: bytes, first_step: int):
     return made.mp_prefetch(grain.MultiprocessingOptions(_DATA_WORKERS.value))
 
 
-@jax.custom_vjp
-def pick(hidden, index, place):
-    """The hidden states [B, M, D] at target positions; `place` [B, T] is the way back, M for none.
-
-    With the way back known the gradient is a gather too: a scatter is slow on a CPU.
-    """
-    del place
-    return jnp.take_along_axis(hidden, index[..., None], axis=1)
-
-
-def _pick_fwd(hidden, index, place):
-    return pick(hidden, index, place), place
-
-
-def _pick_bwd(place, g):
-    g = jnp.pad(g, ((0, 0), (0, 1), (0, 0)))
-    return jnp.take_along_axis(g, place[..., None], axis=1), None, None
-
-
-pick.defvjp(_pick_fwd, _pick_bwd)
-
-
-@jax.custom_vjp
-def cross_entropy(logits, targets):
-    """Negative log-likelihood [B, T]; its gradient needs neither gather nor scatter."""
-    return _cross_entropy_fwd(logits, targets)[0]
-
-
-def _cross_entropy_fwd(logits, targets):
-    lse = jax.nn.logsumexp(logits, axis=-1)
-    hot = targets[..., None] == jnp.arange(logits.shape[-1])
-    return lse - jnp.sum(jnp.where(hot, logits, 0.0), axis=-1), (logits, targets, lse)
-
-
-def _cross_entropy_bwd(saved, g):
-    logits, targets, lse = saved
-    hot = targets[..., None] == jnp.arange(logits.shape[-1])
-    return (jnp.exp(logits - lse[..., None]) - hot) * g[..., None], None
-
-
-cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
-
-
 def in_pieces(x: np.ndarray) -> np.ndarray:
     """Rows [B, ...] as [N, rows, ...]: what a piece computes stays in the processor's caches."""
     rows = x.shape[0]
     if jax.default_backend() == "cpu":
         rows = PIECE_TOKENS * rows // _TOKENS_PER_STEP.value
     return x.reshape(-1, rows, *x.shape[1:])
-
-
-def run(model: Transformer, tokens):
-    """Hidden states before the LM head [B, T, D]; rotated queries and keys [L, B, T, N, H]."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape, out_sharding=TOKENS_BT)
-    turn, start = model.turn(positions), jnp.zeros_like(tokens)
-    scale = model.config.head_dim**-0.5
-    # cuDNN's kernels are for half precision.
-    dtype = jnp.bfloat16 if jax.default_backend() == "gpu" else model.dtype
-
-    def body(x, block):
-        q, k, v = block.qkv(x, turn)
-        rounded = (heads.astype(dtype) for heads in (q, k, v))
-        attended = attention(*rounded, segment_start=start, scale=scale).astype(x.dtype)
-        return block.mlp(block.attention_output(x, attended)), (q, k)
-
-    policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
-    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
-    x, (q, k) = jax.lax.scan(body, model.embedding(tokens, model.dtype), model.blocks)
-    return rms_norm(x, model.final_norm[...], model.config.norm_eps), q, k
-
-
-def pointer_losses(q, k, queries, keys):
-    """Cross entropy of each pointer's head to its keys, all alike [B, G]; sums over pointers.
-
-    Args:
-      q: rotated queries of all layers [L, B, T, N, H].
-      k: rotated keys, likewise.
-      queries: [B, G, Q] tokens, -1 for none.
-      keys: [B, G, Q, W] tokens they should look at, -1 for none.
-    """
-    sums = []
-    for group, (layer, head) in enumerate(POINTER_HEADS):
-        at = jnp.maximum(queries[:, group], 0)  # [B, Q]
-        asked = jnp.take_along_axis(q[layer, :, :, head], at[..., None], axis=1)
-        s = jnp.einsum("BQH,BTH->BQT", asked, k[layer, :, :, head]) * q.shape[-1] ** -0.5
-        s = jnp.where(jnp.arange(k.shape[2]) <= at[..., None], s, -1e30)
-        log_p = s - jax.nn.logsumexp(s, axis=-1, keepdims=True)
-        there = keys[:, group] >= 0
-        found = jnp.take_along_axis(log_p, jnp.maximum(keys[:, group], 0), axis=-1)
-        count = jnp.maximum(there.sum(-1), 1)
-        sums.append(-jnp.sum(jnp.where(there, found, 0.0).sum(-1) / count, axis=-1))
-    return jnp.stack(sums, axis=1)
-
-
-def loss_fn(model: Transformer, batch, num_weights, num_pointers):
-    """Mean loss of a piece's share of a batch, and sums to report: see `mean_gradient`."""
-    hidden, q, k = run(model, batch["token_ids"])
-    at = (ACT_BTD, TOKENS_BT, TOKENS_BT)
-    picked = jax.shard_map(pick, in_specs=at, out_specs=ACT_BTD, check_vma=False)(
-        hidden, batch["index"], batch["place"]
-    )
-    nll = cross_entropy(model.logits(picked), batch["target"])
-    weight = batch["weight"]
-    answers = weight == training_data.WEIGHT_ANSWER
-    rows = P(DATA)
-    q, k = (jax.sharding.reshard(x, P(None, DATA)) for x in (q, k))
-    pointed = jax.shard_map(
-        pointer_losses, in_specs=(P(None, DATA), P(None, DATA), rows, rows), out_specs=rows
-    )(q, k, batch["queries"], batch["keys"])
-    sums = {
-        "loss": jnp.sum(nll * weight) / num_weights,
-        "answers": jnp.stack([jnp.sum(nll * answers), jnp.sum(answers).astype(jnp.float32)]),
-        "pointers": jnp.sum(pointed, axis=0) / jnp.maximum(num_pointers, 1),
-    }
-    return sums["loss"] + jnp.dot(jnp.asarray(POINTER_WEIGHTS), sums["pointers"]), sums
-
-
-def mean_gradient(model: Transformer, batch):
-    """Gradient over a batch of pieces [N, B, T], one piece at a time; and what it is of.
-
-    Returns:
-      The gradient; `loss`, of the words; `answer_loss`, of the answers' words; `pointers` [G].
-    """
-    num_weights = jnp.sum(batch["weight"])
-    num_pointers = jnp.sum(batch["queries"] >= 0, axis=(0, 1, 3))
-
-    def add(carry, piece):
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (_, sums), found = gradient(model, piece, num_weights, num_pointers)
-        return jax.tree.map(jnp.add, carry, (nnx.state(found), sums)), None
-
-    groups = len(POINTER_HEADS)
-    sums = {"loss": jnp.zeros(()), "answers": jnp.zeros(2), "pointers": jnp.zeros(groups)}
-    start = (jax.tree.map(jnp.zeros_like, nnx.state(model)), sums)
-    (grads, sums), _ = jax.lax.scan(add, start, batch)
-    of_answers, count = sums.pop("answers")
-    return grads, sums | {"answer_loss": of_answers / jnp.maximum(count, 1)}
 
 
 @jax.jit
@@ -419,7 +283,7 @@ def sources_digest() -> str:
     """Of what writes the rows: another generator's rows are another training."""
     here = epath.Path(training_data.__file__).parent
     digest = hashlib.sha256()
-    for file in (*sorted((here / "world").glob("*.*")), epath.Path(training_data.__file__)):
+    for file in (*sorted((here / "world").glob("*.*")), here / "training_data.py"):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -24,7 +24,7 @@ from etils import epath
 from cartridges_jax import Cartridge, Document, LanguageModel, load_model
 from cartridges_jax.config import digest
 from cartridges_jax.distillation.targets import score_targets, text_targets
-from cartridges_jax.distillation.train import TrainConfig, train
+from cartridges_jax.distillation.train import train
 from cartridges_jax.embedded.world.schema import GeneratedDocument
 from cartridges_jax.evaluation.arms import (
     FULL_CONTEXT,
@@ -47,7 +47,19 @@ from cartridges_jax.evaluation.suites import (
 )
 from cartridges_jax.self_study.synthesize import synthesize
 from experiments.record import found_or_made, write_result
-from experiments.studied_documents import STUDY, fitting_documents, own_questions, work_folder
+from experiments.studied_documents import (
+    BASELINE_SIZE,
+    RUNS,
+    SETTINGS,
+    SIZES,
+    STUDY,
+    TEMPLATE_STUDY,
+    TEXT_ROWS,
+    TRAIN,
+    fitting_documents,
+    own_questions,
+    work_folder,
+)
 from experiments.template_questions import TemplateClient
 
 _WORK = flags.DEFINE_string("work", "runs/table", "Folder for data and checkpoints.")
@@ -60,32 +72,6 @@ _LONG = flags.DEFINE_boolean("long", True, "Also a document of twice the model's
 
 QUESTIONS = 120  # asked for; a type of which a document has fewer gives fewer
 
-SIZES = (470, 188, 94, 58)  # 4x, 10x, 20x and 32x
-TEMPLATE_SIZES = (94,)
-BASELINE_SIZE = 94
-TRAIN = TrainConfig(num_steps=1600)
-# Questions by template are about what the chunk says or does not say in the shares of the test.
-TEMPLATE_STUDY = dataclasses.replace(STUDY, kept_share=1.0, skimmed_share=0.0, recall_share=0.0)
-# Data and settings of each training, by the name of its arm.
-RUNS = {
-    **{f"cartridge {p}": ("data", dataclasses.replace(TRAIN, num_slots=p)) for p in SIZES},
-    **{
-        f"templates {p}": ("templates", dataclasses.replace(TRAIN, num_slots=p))
-        for p in TEMPLATE_SIZES
-    },
-    "random vectors": (
-        "data",
-        dataclasses.replace(TRAIN, num_slots=BASELINE_SIZE, initializer="random"),
-    ),
-    "next token": ("text", dataclasses.replace(TRAIN, num_slots=BASELINE_SIZE)),
-}
-TEXT_ROWS = {"num_rows": 1024, "min_tokens": 64, "max_tokens": 256}
-SETTINGS = {
-    "study": vars(STUDY),
-    "template_study": vars(TEMPLATE_STUDY),
-    "text": TEXT_ROWS,
-    "runs": {name: {"data": data, **vars(config)} for name, (data, config) in RUNS.items()},
-}
 LONG_TOKENS = 4000  # twice the embedded model's window
 LONG_SLOTS = 200  # 20x
 LONG_QUESTIONS = 200
@@ -102,11 +88,11 @@ def cartridges(
     """All cartridges of one document, by the name of their arm."""
     _, data = own_questions(model, document, work, index)
     folder = data.parent
-    asked, text = folder / "templates", folder / "text"
+    templates, text = folder / "templates", folder / "text"
     client = TemplateClient(model, made, TEMPLATE_STUDY.conversations_per_chunk)
-    synthesize(model, [document], asked, TEMPLATE_STUDY, client)
+    synthesize(model, [document], templates, TEMPLATE_STUDY, client)
     score_targets(model, data)
-    score_targets(model, asked)
+    score_targets(model, templates)
     text_targets(model, [document], text, **TEXT_ROWS)
     return {
         name: train(model, [document], folder / source, folder / name.replace(" ", "_"), config)
@@ -260,11 +246,12 @@ def long_answers(
     }
 
 
-def asked(document: Document, questions: Sequence[Question]) -> dict[str, str]:
+def asked_about(document: Document, questions: Sequence[Question]) -> dict[str, Any]:
     """What answers are about: with another text or other questions they are asked for anew."""
     return {
         "document": document.sha256,
         "questions": digest([dataclasses.asdict(q) for q in questions]),
+        "room": [ANSWER_TOKENS, ANSWER_ROOM],
     }
 
 
@@ -277,7 +264,7 @@ def main(_) -> None:
     for i, (name, document, made) in enumerate(fitting_documents(model, _DOCUMENTS.value)):
         questions = embedded_questions(made, name, QUESTIONS)
         make = functools.partial(answers_about, model, document, made, questions, work, i)
-        with_ = settings | asked(document, questions)
+        with_ = settings | asked_about(document, questions)
         parts.append(found_or_made(folder / f"document_{i}.json", with_, make))
         table = {"made_with": settings, "short_documents": short_documents(parts)}
         print_table(table["short_documents"])
@@ -285,8 +272,8 @@ def main(_) -> None:
         document, made = held_out_document("table long", LONG_TOKENS)
         questions = embedded_questions(made, "table long", LONG_QUESTIONS, shares=LONG_SHARES)
         make = functools.partial(long_answers, model, document, made, questions, work)
-        settings = {"model": model.identity, "study": vars(LONG_STUDY), "train": vars(LONG_TRAIN)}
-        with_ = settings | asked(document, questions) | {"right_part": RIGHT_PART_TOKENS}
+        long = {"model": model.identity, "study": vars(LONG_STUDY), "train": vars(LONG_TRAIN)}
+        with_ = long | asked_about(document, questions) | {"right_part": RIGHT_PART_TOKENS}
         part = found_or_made(folder / "long.json", with_, make)
         table["long_document"] = {"document": part["document"], **scored([part], WINDOW)}
         print_table(table["long_document"])

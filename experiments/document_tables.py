@@ -16,7 +16,7 @@ from absl import app
 from etils import epath
 
 from cartridges_jax import files
-from experiments import cartridge_table, studied_documents
+from experiments import studied_documents
 
 ROOT = epath.Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -179,7 +179,7 @@ def cartridges(result: Result) -> str:
             "difference to full context, points")  # fmt: skip
     n = accuracy[FULL]["all"]["n"]
     more = f"; documents: {len(short['documents'])}, questions: {n}, one training each"
-    more += _of_today(result["made_with"], cartridge_table.SETTINGS)
+    more += _of_today(result["made_with"], studied_documents.SETTINGS)
     return f"{_table(head, rows)}\n\n({_source(result, more)})"
 
 

@@ -283,7 +283,11 @@ def sources_digest() -> str:
     """Of what writes the rows: another generator's rows are another training."""
     here = epath.Path(training_data.__file__).parent
     digest = hashlib.sha256()
-    for file in (*sorted((here / "world").glob("*.*")), here / "training_data.py"):
+    for file in (
+        *sorted((here / "world").glob("*.*")),
+        here / "training_data.py",
+        here / "pointers.py",
+    ):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

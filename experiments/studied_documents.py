@@ -1,4 +1,4 @@
-"""The held-out documents that the model's own questions and the cartridge table are measured on.
+"""The held-out documents that are studied, and the settings of the study and the table's trainings.
 
 Both experiments study the same documents with the same settings, so given the same `--work` folder
 the second finds what the first has written.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from cartridges_jax import Document, LanguageModel
+from cartridges_jax.distillation.train import TrainConfig
 from cartridges_jax.embedded.world.schema import GeneratedDocument
 from cartridges_jax.evaluation.suites import ANSWER_ROOM, held_out_document
 from cartridges_jax.self_study.synthesize import EMBEDDED_STUDY, synthesize
@@ -18,6 +19,33 @@ from cartridges_jax.shards import ShardSet
 
 TOKENS = 1880  # asked of a document; those that leave no room for an answer are passed over
 STUDY = dataclasses.replace(EMBEDDED_STUDY, num_conversations=2048)
+
+SIZES = (470, 188, 94, 58)  # 4x, 10x, 20x and 32x
+TEMPLATE_SIZES = (94,)
+BASELINE_SIZE = 94
+TRAIN = TrainConfig(num_steps=1600)
+# Questions by template are about what the chunk says or does not say in the shares of the test.
+TEMPLATE_STUDY = dataclasses.replace(STUDY, kept_share=1.0, skimmed_share=0.0, recall_share=0.0)
+# Data and settings of each training, by the name of its arm.
+RUNS = {
+    **{f"cartridge {p}": ("data", dataclasses.replace(TRAIN, num_slots=p)) for p in SIZES},
+    **{
+        f"templates {p}": ("templates", dataclasses.replace(TRAIN, num_slots=p))
+        for p in TEMPLATE_SIZES
+    },
+    "random vectors": (
+        "data",
+        dataclasses.replace(TRAIN, num_slots=BASELINE_SIZE, initializer="random"),
+    ),
+    "next token": ("text", dataclasses.replace(TRAIN, num_slots=BASELINE_SIZE)),
+}
+TEXT_ROWS = {"num_rows": 1024, "min_tokens": 64, "max_tokens": 256}
+SETTINGS = {
+    "study": vars(STUDY),
+    "template_study": vars(TEMPLATE_STUDY),
+    "text": TEXT_ROWS,
+    "runs": {name: {"data": data, **vars(config)} for name, (data, config) in RUNS.items()},
+}
 
 
 def fitting_documents(

@@ -102,10 +102,16 @@ def skim(rng: random.Random, text: str, count: int) -> str:
     return "\n".join(text[a:b] for a, b in sorted(rng.sample(spans, min(count, len(spans)))))
 
 
-def draw_recall(rng: random.Random, text: str, count: int) -> list[tuple[str, str]]:
+def draw_recall(rng: random.Random, text: str, count: int, whole: str) -> list[tuple[str, str]]:
     """Draws up to `count` sentences of a text that can be asked for by their first words.
 
     Of a sentence that ends with a quotation it is what is quoted.
+
+    Args:
+      rng: source of every choice.
+      text: a part of a document.
+      count: how many.
+      whole: the document's text, or the corpus: in it no two sentences may begin alike.
 
     Returns:
       The message that asks, and what must be in the answer word for word.
@@ -119,7 +125,7 @@ def draw_recall(rng: random.Random, text: str, count: int) -> list[tuple[str, st
         words = said.split()
         beginning = " ".join(words[:BEGINNING_WORDS]).strip("\"'.,:;!?-*|# ")
         fits = 0 < len(beginning) <= LONGEST_BEGINNING and len(words) > BEGINNING_WORDS
-        if fits and '"' not in beginning and text.count(beginning) == 1:
+        if fits and '"' not in beginning and whole.count(beginning) == 1:
             drawn.append((rng.choice(RECALL_PROMPTS).format(beginning=beginning), said))
     return drawn[:count]
 

@@ -139,7 +139,8 @@ class SynthesisConfig:
     @property
     def recall_per_chunk(self) -> int:
         """Sentences of the chunk that are asked for."""
-        return round(self.recall_share * self.conversations_per_chunk)
+        others = self.conversations_per_chunk - self.skimmed_per_chunk
+        return min(round(self.recall_share * self.conversations_per_chunk), others)
 
 
 # For the embedded model in its own world, where it has learned to ask about a sentence.
@@ -166,6 +167,7 @@ class _Drawer:
         self._tokenizer = model.tokenizer
         self._tokens = [model.tokenizer.encode(d.text) for d in documents]
         self._config = config
+        self.corpus = "\n".join(d.text for d in documents)
 
     def chunk(self, rng: random.Random) -> Chunk:
         index = rng.choices(range(len(self._documents)), [len(t) for t in self._tokens])[0]
@@ -283,6 +285,9 @@ def _study_unit(
     chunk = drawer.chunk(rng)
     reader = client.read(chunk)
     asked = _ask(chunk, reader, client, rng, config)
+    if config.recall_per_chunk:
+        sentences = draw_recall(rng, chunk.text, config.recall_per_chunk, drawer.corpus)
+        asked += [_Asked(RECALL, sentence, message) for message, sentence in sentences]
     answers = _answers(reader, [one.question for one in asked], rng, config)
     told = [
         _Told(*one, answer.text)
@@ -292,8 +297,11 @@ def _study_unit(
     ]
     if config.kept_share < 1:
         title_alone = client.read(dataclasses.replace(chunk, text=""))
-        alone = _answers(title_alone, [t.question for t in told], rng, config)
+        recalled = [one for one in told if one.family == RECALL]
+        told = [one for one in told if one.family != RECALL]
+        alone = _answers(title_alone, [one.question for one in told], rng, config)
         told = _keep(rng, told, [reply.text if reply else "" for reply in alone], config)
+        told += recalled[: round(config.kept_share * config.recall_per_chunk)]
     return [
         Conversation(f"{index}-{i}", chunk, family, prompt, (
             Message(role="user", content=question),
@@ -306,7 +314,7 @@ def _study_unit(
 def _ask(
     chunk: Chunk, reader: ChunkReader, client: Client, rng: random.Random, config: SynthesisConfig
 ) -> list[_Asked]:
-    """Bot A's questions, by who has read the chunk and by who has skimmed it, and recall."""
+    """Bot A's questions, by who has read the chunk and by who has skimmed it."""
     seeds = draw_seed_prompts(
         rng,
         config.conversations_per_chunk - config.skimmed_per_chunk - config.recall_per_chunk,
@@ -319,9 +327,6 @@ def _ask(
         prompts = rng.choices(SEED_PROMPTS[QUESTION], k=config.skimmed_per_chunk)
         skimmer = client.read(dataclasses.replace(chunk, text=skimmed))
         asked += _questions(skimmer, [(SKIMMED, prompt) for prompt in prompts], rng, config)
-    if config.recall_per_chunk:
-        sentences = draw_recall(rng, chunk.text, config.recall_per_chunk)
-        asked += [_Asked(RECALL, sentence, message) for message, sentence in sentences]
     return asked
 
 
@@ -334,7 +339,7 @@ def _holds(answer: str, sentence: str) -> bool:
 def _keep(
     rng: random.Random, told: Sequence[_Told], alone: Sequence[str], config: SynthesisConfig
 ) -> list[_Told]:
-    """Draws up to `config.most_per_chunk`; see `SynthesisConfig.kept_share`.
+    """Draws what is kept beside recall, up to `config.most_per_chunk` in all; see `kept_share`.
 
     `alone` are the answers to the same questions from the title alone.
     """
@@ -343,14 +348,13 @@ def _keep(
         news = len(_words(one.answer) - _words(one.question) - _words(other))
         draws.setdefault(one.question, (news, rng.random(), one))
     skimmed = sorted(draw for draw in draws.values() if draw[2].family == SKIMMED)
-    recalled = [draw for draw in draws.values() if draw[2].family == RECALL]
     kept = skimmed[: round(config.kept_share * config.skimmed_per_chunk)]
-    kept += recalled[: round(config.kept_share * config.recall_per_chunk)]
     # The largest u ** (1 / weight) are a weighted draw without replacement (Efraimidis and
     # Spirakis, 2006).
     read = [(u ** (1 / news), one) for news, u, one in draws.values() if news]
-    read = [draw for draw in read if draw[1].family not in (SKIMMED, RECALL)]
-    most = config.most_per_chunk - len(kept)
+    read = [draw for draw in read if draw[1].family != SKIMMED]
+    recalled = round(config.kept_share * config.recall_per_chunk)
+    most = max(0, config.most_per_chunk - recalled - len(kept))
     return [one for _, one in sorted(read, reverse=True)[:most]] + [one for *_, one in kept]
 
 

@@ -22,6 +22,7 @@ from cartridges_jax.self_study.prompts import (
 )
 from cartridges_jax.self_study.synthesize import (
     SynthesisConfig,
+    _holds,
     _keep,
     _Told,
     load_conversations,
@@ -30,6 +31,7 @@ from cartridges_jax.self_study.synthesize import (
 
 CONFIG = SynthesisConfig(num_conversations=24, conversations_per_chunk=8, chunk_max_tokens=200)
 KEEPING = dataclasses.replace(CONFIG, kept_share=0.4)
+ALL_KINDS = dataclasses.replace(KEEPING, skimmed_share=0.25, recall_share=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -130,34 +132,36 @@ def test_some_questions_are_asked_by_who_has_skimmed_the_text(embedded, document
         assert c.seed_prompt in SEED_PROMPTS["question"]
 
 
-def test_of_sentences_asked_for_the_same_share_is_kept():
-    told = [_Told(RECALL, "", f"quote {i}", "A B C D E") for i in range(8)]
-    told += [_Told("question", "", f"read {i}", "A") for i in range(8)]
-    config = SynthesisConfig(conversations_per_chunk=16, kept_share=0.25, recall_share=0.5)
-    kept = _keep(random.Random(0), told, [""] * 16, config)
-    assert [one.family for one in kept] == ["question", "question", RECALL, RECALL]
-
-
 def test_sentences_are_asked_for_by_their_first_words():
     text = 'Ada says: "The odd wind sold one wall."\nThe odd wind is cold today.\nToo short.\n'
     text += "Ben lives in the north of it.\n"
-    asked = draw_recall(random.Random(0), text, 9)
+    asked = draw_recall(random.Random(0), text, 9, text)
     assert {sentence for _, sentence in asked} == {"Ben lives in the north of it."}
     assert '"Ben lives in"' in asked[0][0]  # two sentences begin with "The odd wind"
-    [(message, sentence)] = draw_recall(random.Random(0), text[:39], 9)
+    first = text.partition("\n")[0]
+    [(message, sentence)] = draw_recall(random.Random(0), first, 9, first)
     assert '"The odd wind"' in message and sentence == 'The odd wind sold one wall."'
-    assert draw_recall(random.Random(0), text, 0) == []
+    assert draw_recall(random.Random(0), first, 9, text) == []  # unique here, but not in the text
+    assert draw_recall(random.Random(0), text, 0, text) == []
 
 
-def test_a_sentence_asked_for_is_answered_word_for_word(embedded, document, tmp_path):
-    config = dataclasses.replace(CONFIG, recall_share=0.5, question_share=1.0)
+def test_an_answer_holds_a_sentence_word_for_word():
+    sentence = 'The odd wind sold one wall."'
+    assert _holds('Ada: "The odd wind\nsold one wall."', sentence)
+    assert not _holds("The odd wind sold a wall.", sentence)
+    assert not _holds("Bathe odd wind sold one wall.", sentence)
+    assert not _holds("The odd wind sold one walls.", sentence)
+
+
+def test_sentences_are_asked_for_and_learned_word_for_word(embedded, document, tmp_path):
+    config = dataclasses.replace(CONFIG, recall_share=0.5, kept_share=0.5, question_share=1.0)
     told = everything(synthesize(embedded, [document], tmp_path, config))
     recalled = [c for c in told if c.family == RECALL]
-    assert recalled
-    for c in recalled:
-        assert c.seed_prompt in c.chunk.text
-        said = re.findall(r"\w+", c.messages[1]["content"])
-        assert " ".join(re.findall(r"\w+", c.seed_prompt)) in " ".join(said)
+    units = collections.Counter(c.id.split("-")[0] for c in recalled)
+    assert recalled and max(units.values()) <= 2  # half of the four of eight that are asked
+    assert max(collections.Counter(c.id.split("-")[0] for c in told).values()) <= 4
+    # Most sentences of a register the model does not quote; those answers are dropped.
+    assert all(_holds(c.messages[1]["content"], c.seed_prompt) for c in recalled)
 
 
 def test_who_skims_sees_whole_sentences_in_their_order():
@@ -182,11 +186,11 @@ def test_the_share_of_questions(share):
     assert {counts[f] for f in FAMILIES if f != "question"} == {(20 - counts["question"]) / 4}
 
 
-@pytest.mark.parametrize("config", [CONFIG, KEEPING])
+@pytest.mark.parametrize("config", [CONFIG, ALL_KINDS])
 def test_a_longer_run_begins_like_a_shorter_one(embedded, document, tmp_path, config):
     few = synthesize(embedded, [document], tmp_path / "few", config)
     begun = [c.id for c in everything(few)]
-    more = SynthesisConfig(**(vars(config) | {"num_conversations": 40}))
+    more = dataclasses.replace(config, num_conversations=40)
     grown = synthesize(embedded, [document], tmp_path / "few", more)
     fresh = synthesize(embedded, [document], tmp_path / "fresh", more)
     assert grown.fingerprint == fresh.fingerprint
@@ -194,7 +198,7 @@ def test_a_longer_run_begins_like_a_shorter_one(embedded, document, tmp_path, co
 
 
 def test_seeds_differ(embedded, document, tmp_path):
-    other = SynthesisConfig(**(vars(CONFIG) | {"seed": 1}))
+    other = dataclasses.replace(CONFIG, seed=1)
     a = synthesize(embedded, [document], tmp_path / "a", CONFIG)
     b = synthesize(embedded, [document], tmp_path / "b", other)
     assert a.fingerprint != b.fingerprint
@@ -203,7 +207,7 @@ def test_seeds_differ(embedded, document, tmp_path):
 def test_a_folder_of_other_settings_is_refused(embedded, document, tmp_path):
     synthesize(embedded, [document], tmp_path, CONFIG)
     with pytest.raises(InputError, match="seed=0, now seed=1"):
-        synthesize(embedded, [document], tmp_path, SynthesisConfig(**(vars(CONFIG) | {"seed": 1})))
+        synthesize(embedded, [document], tmp_path, dataclasses.replace(CONFIG, seed=1))
     with pytest.raises(InputError, match=r"corpus\[0\]"):
         synthesize(embedded, [Document("x", "x", "Other text.")], tmp_path, CONFIG)
 
@@ -217,6 +221,7 @@ def test_a_folder_of_other_settings_is_refused(embedded, document, tmp_path):
         ({"answer_max_tokens": 1}, "raise question_max_tokens"),
         ({"min_question_confidence": 1.0}, "lower min_question_confidence"),
         ({"min_answer_confidence": 1.5}, "min_answer_confidence must be at most 1, got 1.5"),
+        ({"skimmed_share": 0.6, "recall_share": 0.6}, "exceed 1 together"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(embedded, document, tmp_path, change, words):

@@ -139,7 +139,7 @@ def answers_about(
 
 
 def scored(parts: Sequence[dict[str, Any]], reference: str) -> dict[str, Any]:
-    """Accuracy of every arm over all questions; of several documents, intervals over those too."""
+    """Accuracy of every arm over all questions, with its difference to the reference."""
     fields = [q for part in parts for q in part["questions"]]
     questions = [Question(**{**f, "answers": tuple(f["answers"])}) for f in fields]
     answers = {arm: [a for p in parts for a in p["answers"][arm]] for arm in parts[0]["answers"]}

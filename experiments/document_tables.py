@@ -160,6 +160,12 @@ def cartridges(result: Result) -> str:
     accuracy, sizes = short["accuracy"], short["sizes"]
     tokens = short["tokens"]
     mean = tokens[FULL]
+    several = len(short["documents"]) > 1
+
+    def over(arm: Result) -> list[str]:
+        of = arm.get("difference_over_documents")
+        return [f"{100 * of['low']:+.1f} to {100 * of['high']:+.1f}"] if of else []
+
     rows = []
     for arm in _arms(accuracy):
         number = re.search(r"\d+$", arm)
@@ -174,9 +180,16 @@ def cartridges(result: Result) -> str:
             f"{of['facts_per_slot']:.2f}" if with_facts else "",
             _percent(all_),
             "" if arm == FULL else _difference(accuracy[arm]["difference_to_reference"]),
+            *over(accuracy[arm]),
         ))  # fmt: skip
-    head = ("context", "smaller than the text", "facts per slot", "accuracy (95 %)",
-            "difference to full context, points")  # fmt: skip
+    head = (
+        "context",
+        "smaller than the text",
+        "facts per slot",
+        "accuracy (95 %)",
+        "difference to full context, points",
+        *(["over documents"] if several else []),
+    )
     n = accuracy[FULL]["all"]["n"]
     more = f"; documents: {len(short['documents'])}, questions: {n}, one training each"
     more += _of_today(result["made_with"], studied_documents.SETTINGS)

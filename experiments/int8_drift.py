@@ -54,6 +54,7 @@ def main(_) -> None:
     models = {name: load_model("embedded", **how) for name, how in LOADINGS.items()}
     exact = models["float32"]
     questions: list[Question] = []
+    documents: list[int] = []
     answers: dict[str, list[str]] = {name: [] for name in models}
     divergences: dict[str, list[float]] = {name: [] for name in models}
     for i in range(_DOCUMENTS.value):
@@ -71,8 +72,9 @@ def main(_) -> None:
                 got = log_probabilities(model, padded)[: len(ids)]
                 divergences[name].append(float((np.exp(want) * (want - got)).sum(-1).mean()))
         questions += asked
+        documents += [i] * len(asked)
         print(f"document {i + 1} of {_DOCUMENTS.value}", flush=True)
-    scores = score_answers(questions, answers, "float32")
+    scores = score_answers(questions, answers, "float32", documents)
     del scores["answers"]
     kl = {name: float(np.mean(values)) for name, values in divergences.items()}
     for name in models:

@@ -73,7 +73,7 @@ def judge(shown: GeneratedDocument, one: Conversation) -> Judgement:
 
 def summary_of(made: GeneratedDocument, judged: list[Judgement]) -> dict[str, Any]:
     """The four figures, with what went wrong most."""
-    first = [j for j in judged if j.family not in (SKIMMED, RECALL)][:JUDGED]
+    first = [j for j in judged if j.family != SKIMMED][:JUDGED]
     skimmed = [j for j in judged if j.family == SKIMMED]
     refused = [j for j in skimmed if "not in the text" in j.answer]
     wrongly = [j for j in refused if understand(made, j.about[0])]
@@ -95,7 +95,6 @@ def summary_of(made: GeneratedDocument, judged: list[Judgement]) -> dict[str, An
             "answered with not in the text": len(refused),
             "though elsewhere in the text": len(wrongly),
         },
-        "recalled": sum(j.family == RECALL for j in judged),
         "kinds": dict(collections.Counter(j.kind for j in valid).most_common()),
         "valid_by_family": {f: valid_families[f] / n for f, n in sorted(families.items())},
         "not_valid": [f"{j.about[0]} / {j.answer}" for j in first if not j.kind][:20],
@@ -126,7 +125,7 @@ def main(_) -> None:
     for i, (name, document, made) in enumerate(fitting_documents(model, _DOCUMENTS.value)):
         shards, data = own_questions(model, document, work, i)
         told = [one for index in sorted(shards.shards) for one in load_conversations(shards, index)]
-        told = told[:COVERING]
+        told = [one for one in told if one.family != RECALL][:COVERING]
         dropped = shards.total("dropped")
         rates = rates or speed(model, document, data)
         tokenizer, ids = model.template.tokenizer, model.template.tokenizer.encode(made.text)

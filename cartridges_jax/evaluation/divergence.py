@@ -16,6 +16,7 @@ import numpy as np
 from cartridges_jax.distillation.dataset import unpacked_rows
 from cartridges_jax.distillation.targets import decode_record
 from cartridges_jax.distillation.train import prefix_loss
+from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation.arms import Arm
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.transformer import Prefix
@@ -39,7 +40,7 @@ def divergence(model: LanguageModel, arm: Arm, records: Sequence[bytes]) -> dict
     """Returns `kl` and `log_perplexity` in nats a token, and `tokens`, of an arm over records.
 
     Raises:
-      ValueError: if a record behind the arm's context exceeds the model's window.
+      InputError: if a record behind the arm's context exceeds the model's window.
     """
     prefix = arm.prefix if arm.prefix is not None else model.read(np.asarray(arm.prompt_head))
     placed = model.as_prefix(prefix)
@@ -49,7 +50,7 @@ def divergence(model: LanguageModel, arm: Arm, records: Sequence[bytes]) -> dict
     decoded = [decode_record(record) for record in records]
     longest = int(placed.next_position) + max(row["token_ids"].size for row in decoded)
     if longest > model.config.window:
-        raise ValueError(
+        raise InputError(
             f"context and conversation need {longest} positions, the model's window is "
             f"{model.config.window}"
         )

@@ -6,6 +6,7 @@ Always: KV bytes of each arm and decode tokens a second of full context against 
 """
 
 import dataclasses
+import hashlib
 import os
 import statistics
 import time
@@ -24,7 +25,13 @@ from cartridges_jax.evaluation import arms as arms_module
 from cartridges_jax.evaluation.arms import Arm
 from cartridges_jax.evaluation.divergence import divergence
 from cartridges_jax.evaluation.report import write_report
-from cartridges_jax.evaluation.scoring import is_right, paired_difference, wilson
+from cartridges_jax.evaluation.scoring import (
+    Share,
+    difference_over_documents,
+    is_right,
+    paired_difference,
+    wilson,
+)
 from cartridges_jax.evaluation.suites import Question
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import progress
@@ -110,6 +117,11 @@ def measure(
 ) -> dict[str, Any]:
     """Computes what `evaluate` writes."""
     room = _room(model, questions, held_out, config.answer_max_tokens)
+    if cartridge.next_position + room > model.config.window:
+        raise InputError(
+            f"the cartridge ends at position {cartridge.next_position}, and what follows it takes "
+            f"{room}: more than the model's window of {model.config.window}"
+        )
     arms = arms_module.control_arms(model, documents, cartridge.num_slots, room)
     arms.append(arms_module.cartridge_arm(cartridge))
     results: dict[str, Any] = {
@@ -139,6 +151,7 @@ def measure(
         results["held_out"] = {
             "conversations": len(held_out.records),
             "left_out_because_trained_on": held_out.num_seen,
+            "records": held_out.fingerprint,
         }
         for name in known:
             results["arms"][name]["held_out"] = earlier["arms"][name]["held_out"]
@@ -190,8 +203,8 @@ def _check_same(
     same["answer_max_tokens"] = longest[0] == longest[1]
     before = [row["question"] for row in earlier.get("answers", [])]
     same["questions"] = before == [q.question for q in questions]
-    count = None if held_out is None else len(held_out.records)
-    same["held_out"] = earlier.get("held_out", {}).get("conversations") == count
+    unseen = None if held_out is None else held_out.fingerprint
+    same["held_out"] = earlier.get("held_out", {}).get("records") == unseen
     if not all(same.values()):
         other = next(name for name, is_same in same.items() if not is_same)
         raise ValueError(f"the earlier evaluation has other {other}")
@@ -204,6 +217,11 @@ class HeldOut:
     conversations: list[Conversation]
     records: list[bytes]
     num_seen: int  # left out, because training asked the same
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the records."""
+        return hashlib.sha256(b"".join(self.records)).hexdigest()
 
 
 def read_held_out(
@@ -272,12 +290,12 @@ def score_answers(
       questions: what was asked.
       answers: by arm, in the order of the questions.
       reference: the arm that the others are compared with, question by question.
-      documents: which document each question is about, for the intervals of the differences; None
-        if it is one corpus.
+      documents: which document each question is about; None if it is one corpus.
 
     Returns:
       `accuracy`: by arm, over all questions, by type, over the questions that the reference gets
-      right, and the paired difference to the reference; `answers`: every question with all answers.
+      right, and the paired difference to the reference, of several documents with an interval over
+      these too; `answers`: every question with all answers.
     """
     right = {
         arm: [is_right(text, q.answers, q.parser) for q, text in zip(questions, texts, strict=True)]
@@ -290,15 +308,19 @@ def score_answers(
         for kind in types:
             of_kind = [mark for mark, q in zip(marks, questions, strict=True) if q.type == kind]
             by_type[kind] = wilson(sum(of_kind), len(of_kind)).as_json()
+        difference = paired_difference(marks, right[reference])
+        if arm == reference:  # with itself, and so for certain
+            difference = Share(0.0, 0.0, 0.0, len(marks))
         solvable = [mark for mark, known in zip(marks, right[reference], strict=True) if known]
         accuracy[arm] = {
             "all": wilson(sum(marks), len(marks)).as_json(),
             "where_reference_is_right": wilson(sum(solvable), len(solvable)).as_json(),
-            "difference_to_reference": paired_difference(
-                marks, right[reference], documents
-            ).as_json(),
+            "difference_to_reference": difference.as_json(),
             "by_type": by_type,
         }
+        if documents is not None and len(set(documents)) > 1:
+            over = difference_over_documents(marks, right[reference], documents)
+            accuracy[arm]["difference_over_documents"] = over.as_json()
     chances: dict[str, float | None] = {}
     for kind in types:
         known = [q.chance for q in questions if q.type == kind and q.chance is not None]

@@ -2,8 +2,7 @@
 
 An answer that cannot be parsed is wrong. All intervals are of 95 %: of shares Wilson's (JASA 22,
 1927), of differences between two arms over the same questions Newcombe's for pairs (Statistics in
-Medicine 17, 1998, 2635, method 10), and where the questions are about several documents a bootstrap
-over documents and their questions.
+Medicine 17, 1998, 2635, method 10), and where these are about several documents one over documents.
 """
 
 import collections
@@ -14,10 +13,9 @@ import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
+import scipy.special
 
 Z95 = 1.959963984540054
-BOOTSTRAP_SAMPLES = 10_000
 
 
 def normalise(text: str) -> str:
@@ -26,9 +24,13 @@ def normalise(text: str) -> str:
 
 
 def _canonical_json(text: str) -> str | None:
-    """One text for all that mean the same; None if it is no JSON. 1 is not true here."""
+    """One text for all that mean the same; None if it is no JSON. 1 is 1.0, but not true."""
+
+    def number(digits: str) -> float | int:
+        return int(x) if (x := float(digits)).is_integer() else x
+
     try:
-        return json.dumps(json.loads(text), sort_keys=True)
+        return json.dumps(json.loads(text, parse_float=number), sort_keys=True)
     except (ValueError, RecursionError):
         return None
 
@@ -83,27 +85,37 @@ def wilson(right: int, n: int) -> Share:
     return Share(p, low, 1.0 if right == n else middle + half, n)
 
 
-def paired_difference(
-    a: Sequence[bool], b: Sequence[bool], documents: Sequence[int] | None = None
-) -> Share:
-    """Share right in `a` less that in `b`, marks of the same questions, with its interval.
+def paired_difference(a: Sequence[bool], b: Sequence[bool]) -> Share:
+    """Share right in `a` less that in `b`, marks of the same questions [n], by Newcombe's method.
 
-    Args:
-      a: marks [n].
-      b: marks [n].
-      documents: which document each question is about, [n]. Questions about one document share its
-        difficulty and its cartridge, so whole documents are drawn, then questions within them;
-        documents that were not asked about are what the interval speaks of. None or a single one:
-        other questions are.
+    The interval is about other questions on the same documents, with the same cartridges.
     """
     n = len(a)
     if n == 0:
         return Share(math.nan, -1.0, 1.0, 0)
-    if documents is not None and len(set(documents)) > 1:
-        low, high = _bootstrapped(np.subtract(a, b, dtype=float), np.asarray(documents))
-    else:
-        low, high = _newcombe(a, b)
-    return Share((sum(a) - sum(b)) / n, low, high, n)
+    return Share((sum(a) - sum(b)) / n, *_newcombe(a, b), n)
+
+
+def difference_over_documents(
+    a: Sequence[bool], b: Sequence[bool], documents: Sequence[int]
+) -> Share:
+    """The same difference with an interval about other documents, each with its cartridge.
+
+    A ratio of sums over documents (Cochran, Sampling Techniques, section 6.4) with Student's t.
+
+    Args:
+      a: marks [n].
+      b: marks [n].
+      documents: which document each question is about, [n]; two or more.
+    """
+    _, of_question = np.unique(documents, return_inverse=True)
+    sizes = np.bincount(of_question)
+    sums = np.bincount(of_question, np.subtract(a, b, dtype=np.float64))
+    n, count = len(a), len(sizes)
+    value = sums.sum() / n
+    variance = count / (count - 1) * ((sums - value * sizes) ** 2).sum() / n**2
+    half = scipy.special.stdtrit(count - 1, 0.975) * math.sqrt(variance)
+    return Share(float(value), float(value - half), float(value + half), n)
 
 
 def _newcombe(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, float]:
@@ -124,21 +136,3 @@ def _newcombe(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, float]:
     difference = of_a.value - of_b.value
     low = difference - joined(of_a.value - of_a.low, of_b.high - of_b.value)
     return low, difference + joined(of_a.high - of_a.value, of_b.value - of_b.low)
-
-
-def _bootstrapped(
-    difference: npt.NDArray[np.float64], documents: npt.NDArray[np.int_]
-) -> tuple[float, float]:
-    """Percentiles of the mean over documents drawn anew, and questions drawn anew within them."""
-    rng = np.random.default_rng(0)
-    parts = [difference[documents == document] for document in np.unique(documents)]
-    # Sums of each document's questions drawn anew, for as many drawings as documents may need.
-    sums = np.stack([
-        rng.choice(part, (BOOTSTRAP_SAMPLES, len(parts), len(part))).sum(-1) for part in parts
-    ])  # fmt: skip
-    sizes = np.array([len(part) for part in parts])
-    drawn = rng.integers(0, len(parts), (BOOTSTRAP_SAMPLES, len(parts)))
-    sample, place = np.indices(drawn.shape)
-    means = sums[drawn, sample, place].sum(-1) / sizes[drawn].sum(-1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)

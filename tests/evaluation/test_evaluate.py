@@ -5,9 +5,10 @@ import pytest
 
 from cartridges_jax.corpus import Chunk
 from cartridges_jax.distillation.targets import encode_record
+from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation import arms
 from cartridges_jax.evaluation.divergence import divergence
-from cartridges_jax.evaluation.evaluate import EvaluateConfig, HeldOut, _room, evaluate
+from cartridges_jax.evaluation.evaluate import EvaluateConfig, HeldOut, _check_same, _room, evaluate
 from cartridges_jax.evaluation.suites import embedded_questions, held_out_document
 from cartridges_jax.models.chat_template import Message
 from cartridges_jax.self_study.conversation import Conversation
@@ -55,5 +56,16 @@ def test_a_conversation_beyond_the_window_is_refused(embedded):
     window = embedded.config.window
     arm = arms.Arm("full context", window - 100, tuple(embedded.template.empty_context()))
     records = held_out_conversation(embedded, window).records
-    with pytest.raises(ValueError, match=f"window is {window}"):
+    with pytest.raises(InputError, match=f"window is {window}"):
         divergence(embedded, arm, records)
+
+
+def test_conversations_of_another_evaluation_are_told(embedded):
+    """As many of them are not the same ones."""
+    ours, others = (held_out_conversation(embedded, n) for n in (40, 41))
+    result = {"model": "m", "corpus": [], "settings": {"answer_max_tokens": 9}}
+    result["held_out"] = {"conversations": 1, "records": ours.fingerprint}
+    _check_same(result, result, [], ours)
+    for held_out in (others, None):
+        with pytest.raises(ValueError, match="other held_out"):
+            _check_same(result, result, [], held_out)

@@ -188,9 +188,9 @@ def test_the_share_of_questions(share):
 
 @pytest.mark.parametrize("config", [CONFIG, ALL_KINDS])
 def test_a_longer_run_begins_like_a_shorter_one(embedded, document, tmp_path, config):
-    few = synthesize(embedded, [document], tmp_path / "few", config)
+    less, more = (dataclasses.replace(config, num_conversations=n) for n in (10, 18))
+    few = synthesize(embedded, [document], tmp_path / "few", less)
     begun = [c.id for c in everything(few)]
-    more = dataclasses.replace(config, num_conversations=40)
     grown = synthesize(embedded, [document], tmp_path / "few", more)
     fresh = synthesize(embedded, [document], tmp_path / "fresh", more)
     assert grown.fingerprint == fresh.fingerprint

@@ -12,7 +12,6 @@ model card quotes it.
 
 import collections
 import dataclasses
-import hashlib
 import json
 import re
 import statistics
@@ -35,7 +34,7 @@ from cartridges_jax.evaluation.suites import (
     held_out_document,
 )
 from cartridges_jax.metrics import progress
-from experiments.record import write_result
+from experiments.record import files_digest, write_result
 
 _WORK = flags.DEFINE_string("work", "runs/scores", "Folder of answers by document.")
 _WANTED = flags.DEFINE_integer("wanted", 400, "Questions of each type in each set.", 1)
@@ -80,11 +79,8 @@ _ONLY = flags.DEFINE_multi_enum(
 
 def sources_digest() -> str:
     """Of what decides which questions there are: answers kept from before belong to the same."""
-    world = epath.Path(asking.__file__).parent
-    digest = hashlib.sha256()
-    for file in (*sorted(world.glob("*.py")), epath.Path(suites.__file__), epath.Path(__file__)):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:8]
+    world = sorted(epath.Path(asking.__file__).parent.glob("*.py"))
+    return files_digest(*world, epath.Path(suites.__file__), epath.Path(__file__))[:8]
 
 
 def _answers(model: LanguageModel, arm: Arm, asked: Sequence[Question]) -> list[str]:

@@ -59,6 +59,7 @@ from cartridges_jax.models.rope import Rope
 from cartridges_jax.models.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer
 from cartridges_jax.models.transformer import Transformer, set_product_dtype
 from cartridges_jax.sharding import DATA, TOKENS_BT, make_mesh, place
+from experiments.record import files_digest
 
 matplotlib.use("agg")
 
@@ -282,14 +283,8 @@ def export(out: epath.Path, model: Transformer) -> None:
 def sources_digest() -> str:
     """Of what writes the rows: another generator's rows are another training."""
     here = epath.Path(training_data.__file__).parent
-    digest = hashlib.sha256()
-    for file in (
-        *sorted((here / "world").glob("*.*")),
-        here / "training_data.py",
-        here / "pointers.py",
-    ):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    world = sorted((here / "world").glob("*.*"))
+    return files_digest(*world, here / "training_data.py", here / "pointers.py")
 
 
 def main(_) -> None:

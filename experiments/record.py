@@ -1,6 +1,7 @@
 """Results as data: every file says by which command, when and on what it was made."""
 
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -49,3 +50,11 @@ def found_or_made(
             return found
     write_result(file, {"made_with": made_with, **make()})
     return json.loads(file.read_text())
+
+
+def files_digest(*paths: epath.Path) -> str:
+    """sha256 over the contents of files, in this order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -160,9 +160,9 @@ def measure(
         shown = held_out.conversations[:SAMPLES]
         samples = _sample_answers(model, new, shown, config)
         for row, before in zip(samples, earlier.get("samples", samples), strict=True):
-            known_given = {name: before["given"][name] for name in known}
-            given = known_given | row["given"]
-            row["given"] = {arm.name: given[arm.name] for arm in arms}
+            row["given"] = {
+                arm.name: (before if arm.name in known else row)["given"][arm.name] for arm in arms
+            }
         results["samples"] = samples
     if config.throughput_batch:
         for arm in arms:

@@ -24,23 +24,38 @@ from jaxtyping import Array, Float, Int
 
 from cartridges_jax.attention.reference import NEG_INF
 
-BLOCK = 96  # most queries of a block; powers of two are up to 1.7 times slower (cache lines)
+BLOCK = 136  # most queries of a block
+SCORES = 3400  # most scores of a block to a key, of all heads together: more leave the cache
 _Visit = Callable[[int, Any, jax.Array], Any]  # see `_Blocks.visit`
 
 
 @dataclasses.dataclass(frozen=True)
 class _Blocks:
-    """How a row of T tokens is cut; the last block is padded."""
+    """How a row of T tokens with N query heads on K kv heads is cut; the last block is padded."""
 
     T: int
-
-    @property
-    def count(self) -> int:
-        return -(-self.T // BLOCK)
+    N: int
+    K: int
 
     @property
     def size(self) -> int:
-        return -(-self.T // self.count)
+        """Queries of a block.
+
+        A CPU reads rows of scores in vectors of eight, and rows that begin multiples of 256 bytes
+        apart share few lines of its cache: either costs a quarter of the time and more.
+        """
+
+        def slow(size: int) -> bool:
+            width = self.N // self.K * size
+            return width % 8 != 0 or width % 64 == 0
+
+        count = -(-self.T // min(BLOCK, max(SCORES // self.N, 1)))
+        least = -(-self.T // count)
+        return min(range(least, least + 16), key=lambda size: (slow(size), size))
+
+    @property
+    def count(self) -> int:
+        return -(-self.T // self.size)
 
     @property
     def windows(self) -> list[int]:
@@ -133,17 +148,17 @@ def _heads_first(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(x, -2, -3)
 
 
-def _fold(blocks: _Blocks, x: Float[Array, "T N *H"], K: int) -> jax.Array:
+def _fold(blocks: _Blocks, x: Float[Array, "T N *H"]) -> jax.Array:
     """Cuts a row into blocks with a group's heads before its queries: [blocks, K, G * t, ...]."""
     cut = blocks.cut(blocks.pad(x))  # [blocks, t, N, ...]
-    cut = cut.reshape(*cut.shape[:2], K, -1, *cut.shape[3:])
-    return jnp.moveaxis(cut, 1, 3).reshape(blocks.count, K, -1, *x.shape[2:])
+    cut = cut.reshape(*cut.shape[:2], blocks.K, -1, *cut.shape[3:])
+    return jnp.moveaxis(cut, 1, 3).reshape(blocks.count, blocks.K, -1, *x.shape[2:])
 
 
-def _unfold(blocks: _Blocks, x: jax.Array, N: int) -> Float[Array, "T N *H"]:
+def _unfold(blocks: _Blocks, x: jax.Array) -> Float[Array, "T N *H"]:
     """The inverse of `_fold`."""
     split = x.reshape(*x.shape[:2], -1, blocks.size, *x.shape[3:])  # [blocks, K, G, t, ...]
-    rows = jnp.moveaxis(split, 3, 1).reshape(-1, N, *x.shape[3:])
+    rows = jnp.moveaxis(split, 3, 1).reshape(-1, blocks.N, *x.shape[3:])
     return rows[: blocks.T]
 
 
@@ -181,8 +196,7 @@ def blocked_forward(
       float32.
     """
     B, T, N, _ = q.shape
-    K = k.shape[2]
-    blocks, shared = _Blocks(T), prefix_k.ndim == 3
+    blocks, shared = _Blocks(T, N, k.shape[2]), prefix_k.ndim == 3
     q, segment_start = _in_the_loop(q, segment_start)
     prefixes = (_heads_first(prefix_k), _heads_first(prefix_v))
 
@@ -201,7 +215,7 @@ def blocked_forward(
         keys, values = (_heads_first(blocks.pad(x)) for x in (k, v))
         row = _Row(blocks, keys, values, slots_k, slots_v, length, scale)
 
-        queries, starts = _fold(blocks, q, K), _own_start(blocks, start)
+        queries, starts = _fold(blocks, q), _own_start(blocks, start)
 
         def one_block(window: int, state: Any, block: jax.Array) -> Any:
             found = attend(row, window, queries[block], starts[block], block)
@@ -209,7 +223,7 @@ def blocked_forward(
 
         nothing = (jnp.zeros_like(queries), jnp.zeros(queries.shape[:-1], jnp.float32))
         out, lse = blocks.visit(starts, one_block, nothing)
-        return _unfold(blocks, out, N), _unfold(blocks, lse, N)
+        return _unfold(blocks, out), _unfold(blocks, lse)
 
     lengths = jnp.broadcast_to(prefix_length, (B,))
     return jax.lax.map(one_row, (q, k, v, segment_start, lengths, *(() if shared else prefixes)))
@@ -240,8 +254,8 @@ def blocked_backward(
       Gradients of q, k, v in their shapes and dtypes, and of prefix_k and prefix_v in float32.
     """
     B, T, N, _ = q.shape
-    P, K = prefix_k.shape[-3], k.shape[2]
-    blocks, shared = _Blocks(T), prefix_k.ndim == 3
+    P = prefix_k.shape[-3]
+    blocks, shared = _Blocks(T, N, k.shape[2]), prefix_k.ndim == 3
     q, segment_start = _in_the_loop(q, segment_start)
     prefixes = (_heads_first(prefix_k), _heads_first(prefix_v))
 
@@ -265,7 +279,7 @@ def blocked_backward(
         row = _Row(blocks, keys, values, slots_k, slots_v, length, scale)
 
         starts = _own_start(blocks, start)
-        cut = tuple(_fold(blocks, x, K) for x in (q, lse, delta, d_out))
+        cut = tuple(_fold(blocks, x) for x in (q, lse, delta, d_out))
 
         def one_block(window: int, state: Any, block: jax.Array) -> Any:
             sums, d_q = state
@@ -279,7 +293,7 @@ def blocked_backward(
         sums, d_q = blocks.visit(starts, one_block, (sums, jnp.zeros_like(cut[0])))
         (d_k, d_slots_k), (d_v, d_slots_v) = sums
         own = (_heads_first(x)[:T].astype(k.dtype) for x in (d_k, d_v))
-        d_row = (_unfold(blocks, d_q, N), *own)
+        d_row = (_unfold(blocks, d_q), *own)
         if shared:
             return (d_slots_k, d_slots_v), d_row
         return d_shared, (*d_row, d_slots_k, d_slots_v)

@@ -324,14 +324,14 @@ def test_the_choice_is_logged_once_with_its_reason(rng, caplog, head_dim, reason
     assert record.message.startswith("attention: blocked, as") and reason in record.message
 
 
-def test_windows_reach_the_first_segment_of_a_block():
+@pytest.mark.parametrize(("N", "K"), [(4, 4), (8, 4), (9, 3), (32, 8), (64, 1)])
+def test_windows_reach_the_first_segment_of_a_block(N, K):
     most = blocked_module.BLOCK
     for T in (1, most - 1, most, most + 1, 2 * most + 1, 2048):
-        blocks = blocked_module._Blocks(T)
+        blocks = blocked_module._Blocks(T, N, K)
         assert blocks.count * blocks.size >= T > (blocks.count - 1) * blocks.size
-        for block in range(blocks.count):
-            for start in range(0, (block + 1) * blocks.size, 37):
-                window = blocks.windows[
-                    int(blocks.which_window(block, jnp.asarray([start, 2**30])))
-                ]
-                assert (block + 1 - window) * blocks.size <= start
+        block, start = jnp.meshgrid(jnp.arange(blocks.count), jnp.arange(0, T, 37), indexing="ij")
+        which = jax.vmap(blocks.which_window)(block.ravel(), start.reshape(-1, 1))
+        window = jnp.asarray(blocks.windows)[which].reshape(block.shape)
+        seen = start < (block + 1) * blocks.size
+        assert jnp.all((block + 1 - window) * blocks.size <= start, where=seen)

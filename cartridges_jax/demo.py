@@ -54,7 +54,7 @@ class DemoConfig:
     """Settings of the demo."""
 
     corpus: str = setting("", "Text file or folder; empty for a document of the package.")
-    num_slots: int = setting(32, "Slots of the cartridge that the table is about.", above=0)
+    num_slots: int = setting(64, "Slots of the cartridge that the table is about.", above=0)
     num_conversations: int = setting(512, "Conversations of self-study.", above=0)
     num_steps: int = setting(250, "Optimizer steps for each size.", above=0)
     sizes: Literal["three", "one"] = setting(

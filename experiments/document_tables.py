@@ -23,7 +23,7 @@ RESULTS = ROOT / "experiments" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "cartridges_jax" / "embedded" / "README.md")
 FULL, NONE = "full context", "no context"
 SETS = ("500", "1000", "1900", "held-out genre, 1000", "known words, 1000")
-START = {"first tokens": "from the text's first tokens", "random vectors": "from random vectors"}
+RANDOM = "random vectors"
 CURVE = ("curve 250", "500", "curve 750", "1000", "curve 1400", "1900")
 
 Result = dict[str, Any]
@@ -137,7 +137,7 @@ def _skimmed(of: Result) -> str:
 
 def _arms(accuracy: Result) -> list[str]:
     """The arms as a reader wants them: what is good at all, then cartridges, then what is not."""
-    order = ("full context", "cartridge", "templates", *START, "next token", "truncated")
+    order = ("full context", "cartridge", "templates", RANDOM, "next token", "truncated")
     first = [arm for kind in order for arm in accuracy if arm.startswith(kind)]
     return [*first, NONE]
 
@@ -147,7 +147,7 @@ def _named(arm: str, slots: int | None, tokens: float) -> str:
     names = {
         "cartridge": f"cartridge{of}",
         "templates": f"cartridge{of}, questions by template",
-        **{start: f"cartridge{of}, {name}" for start, name in START.items()},
+        RANDOM: f"cartridge{of}, from random vectors",
         "next token": f"cartridge{of}, next-token training on the text",
         "truncated": f"text truncated to {slots} tokens ({tokens:.0f} to the end of a line)",
     }
@@ -170,7 +170,7 @@ def cartridges(result: Result) -> str:
     for arm in _arms(accuracy):
         number = re.search(r"\d+$", arm)
         slots = int(number[0]) if number else None
-        if arm in (*START, "next token"):
+        if arm in (RANDOM, "next token"):
             slots = short["baseline_slots"]
         of, all_ = sizes.get(f"cartridge {slots}", {}), accuracy[arm]["all"]
         with_facts = of and not arm.startswith("truncated")

@@ -145,7 +145,7 @@ def test_a_document_shorter_than_the_prefix(capsys, tmp_path, made, corpus):
     (tmp_path / "short.txt").write_text("Ada Brown lives in Oslo.")
     fails(
         capsys, ["demo", f"--corpus={tmp_path / 'short.txt'}", f"--out={tmp_path / 'out'}"],
-        "fewer than num_slots=32",
+        "fewer than num_slots=64",
     )  # fmt: skip
     argv = [
         "train",

@@ -9,8 +9,9 @@ of numbers, which a CPU does many at a time. The backward recomputes scores from
 log-sum-exp.
 Plain XLA, so it compiles everywhere. Figures that chose this form are in WORKSPACE.md.
 
-Time grows with B * N * T * (P + window), temporaries with N * BLOCK * (P + T); saved for the
-backward are the inputs, the output and one float32 per query and head.
+Time grows with B * N * T * (P + window), temporaries with a block's scores, about
+SCORES * (P + T) in float32; saved for the backward are the inputs, the output and one float32 per
+query and head.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from cartridges_jax.attention.reference import NEG_INF
 
 BLOCK = 136  # most queries of a block
-SCORES = 3400  # most scores of a block to a key, of all heads together: more leave the cache
+SCORES = 3400  # most queries of a block times heads: the scores of more leave the cache
 _Visit = Callable[[int, Any, jax.Array], Any]  # see `_Blocks.visit`
 
 
@@ -39,10 +40,11 @@ class _Blocks:
 
     @property
     def size(self) -> int:
-        """Queries of a block.
+        """Queries of a block, rounded up by less than 16 to a width of scores that is fast.
 
         A CPU reads rows of scores in vectors of eight, and rows that begin multiples of 256 bytes
-        apart share few lines of its cache: either costs a quarter of the time and more.
+        apart share few lines of its cache: either costs a quarter of the time and more. Groups of
+        a multiple of 64 heads have no such width, and are not rounded.
         """
 
         def slow(size: int) -> bool:

@@ -335,3 +335,12 @@ def test_windows_reach_the_first_segment_of_a_block(N, K):
         window = jnp.asarray(blocks.windows)[which].reshape(block.shape)
         seen = start < (block + 1) * blocks.size
         assert jnp.all((block + 1 - window) * blocks.size <= start, where=seen)
+
+
+@pytest.mark.parametrize(("N", "K"), [(4, 4), (8, 4), (9, 3), (32, 8), (128, 8)])
+@pytest.mark.parametrize("T", [200, 256, 512, 1000, 2048])
+def test_rows_of_scores_are_whole_vectors_and_no_power_of_two_apart(N, K, T):
+    blocks = blocked_module._Blocks(T, N, K)
+    width = N // K * blocks.size
+    assert width % 8 == 0 and width % 64 != 0
+    assert blocks.size < blocked_module.BLOCK + 16 and blocks.count * blocks.size < 1.1 * T + 16

@@ -69,6 +69,10 @@ _ANSWERS = flags.DEFINE_string(
 )
 _DOCUMENTS = flags.DEFINE_integer("documents", 5, "Held-out documents.", 1)
 _LONG = flags.DEFINE_boolean("long", True, "Also a document of twice the model's window.")
+_ONLY = flags.DEFINE_integer(
+    "only", None, "Answers about this document alone, from 0, and no table: for several processes "
+    "on one accelerator, each with a document of its own.", 0
+)  # fmt: skip
 
 QUESTIONS = 120  # asked for; a type of which a document has fewer gives fewer
 
@@ -261,13 +265,19 @@ def main(_) -> None:
     folder = epath.Path(_ANSWERS.value)
     settings = {"model": model.identity, **SETTINGS}
     parts = []
-    for i, (name, document, made) in enumerate(fitting_documents(model, _DOCUMENTS.value)):
+    only = _ONLY.value
+    count = _DOCUMENTS.value if only is None else only + 1
+    for i, (name, document, made) in enumerate(fitting_documents(model, count)):
+        if only not in (None, i):
+            continue
         questions = embedded_questions(made, name, QUESTIONS)
         make = functools.partial(answers_about, model, document, made, questions, work, i)
         with_ = settings | asked_about(document, questions)
         parts.append(found_or_made(folder / f"document_{i}.json", with_, make))
         table = {"made_with": settings, "short_documents": short_documents(parts)}
         print_table(table["short_documents"])
+    if only is not None:
+        return
     if _LONG.value:
         document, made = held_out_document("table long", LONG_TOKENS)
         questions = embedded_questions(made, "table long", LONG_QUESTIONS, shares=LONG_SHARES)

@@ -34,7 +34,9 @@ class ChunkReader(Protocol):
         max_new_tokens: int,
         seeds: Sequence[int],
     ) -> list[Reply | None]:
-        """Answers every request; None where the answer did not end within its tokens."""
+        """Answers every request; None where the answer did not end within its tokens, or the
+        request leaves no room for these in the model's window.
+        """
         ...
 
 
@@ -80,17 +82,22 @@ class LocalReader:
         max_new_tokens: int,
         seeds: Sequence[int],
     ) -> list[Reply | None]:
+        room = self._model.config.window - int(self._prefix.next_position) - max_new_tokens
+        prompts = [self._model.render_prompt(request, has_context=True) for request in requests]
+        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
+        replies: list[Reply | None] = [None] * len(requests)
+        if not fitting:
+            return replies
         answers = self._model.generate(
-            requests,
+            [prompts[i] for i in fitting],
             self._prefix,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
-            seeds=seeds,
+            seeds=[seeds[i] for i in fitting],
             batch_size=self._batch_size,
         )
-        return [
-            Reply(a.text, math.exp(sum(a.logprobs) / max(len(a.logprobs), 1)))
-            if a.finish_reason == "stop"
-            else None
-            for a in answers
-        ]
+        for i, a in zip(fitting, answers, strict=True):
+            if a.finish_reason == "stop":
+                sure = math.exp(sum(a.logprobs) / max(len(a.logprobs), 1))
+                replies[i] = Reply(a.text, sure)
+        return replies

@@ -77,6 +77,7 @@ FOCUSED_PROMPTS: dict[str, tuple[str, ...]] = {
 PROMPTS = {"general": SEED_PROMPTS, "focused": FOCUSED_PROMPTS}
 _SENTENCE = re.compile(rf"\S.*?(?:{SENTENCE_END}|$)", re.MULTILINE)
 SHORTEST_FOCUS, LONGEST_FOCUS = 12, 200  # characters; shorter: numbers of a list and the like
+LONGEST_HEAD, FARTHEST_HEAD = 100, 2000  # characters of its paragraph's first one, and to it
 
 
 def _sentences(text: str) -> list[tuple[int, int]]:
@@ -94,6 +95,28 @@ def draw_focus(rng: random.Random, text: str) -> tuple[int, int]:
     spans = _sentences(text)
     start, end = rng.choices(spans, [b - a + 1 for a, b in spans])[0]
     return start, min(end, start + LONGEST_FOCUS)
+
+
+def shown_focus(text: str, start: int, end: int) -> str:
+    """A sentence or line of a text as bot A is shown it: under the first one of its paragraph.
+
+    What a line of a function, a row of a table or an item of a list is about stands there, if the
+    paragraph begins near. Both are cut if they are long.
+    """
+    focus = text[start : min(end, start + LONGEST_FOCUS)]
+    blank = text.rfind("\n\n", max(0, start - FARTHEST_HEAD), start)
+    if blank < 0 and start > FARTHEST_HEAD:
+        return focus
+    sentences = _SENTENCE.finditer(text, blank + 2 if blank >= 0 else 0)
+    head = next((m for m in sentences if len(m[0]) >= SHORTEST_FOCUS or m.start() >= start), None)
+    if head is None or head.start() >= start:
+        return focus
+    return f"{head[0][:LONGEST_HEAD]}\n{focus}"
+
+
+def all_focuses(text: str) -> list[str]:
+    """All that bot A may be shown of a text."""
+    return [shown_focus(text, start, end) for start, end in _sentences(text)]
 
 
 def skim(rng: random.Random, text: str, count: int) -> str:
@@ -154,6 +177,6 @@ def draw_seed_prompts(
         return [(family, rng.choice(SEED_PROMPTS[family])) for family in families]
     spans = [draw_focus(rng, text) for _ in families]
     return [
-        (family, focused_prompt(rng, family, text[start:end]))
+        (family, focused_prompt(rng, family, shown_focus(text, start, end)))
         for family, (start, end) in zip(families, spans, strict=True)
     ]

@@ -27,13 +27,13 @@ from cartridges_jax.models.chat_template import Message
 from cartridges_jax.self_study.clients import ChunkReader, Client, LocalClient, Reply
 from cartridges_jax.self_study.conversation import SHARDS, Conversation
 from cartridges_jax.self_study.prompts import (
-    LONGEST_FOCUS,
     PROMPTS,
     QUESTION,
     RECALL,
     RECALL_PROMPTS,
     SEED_PROMPTS,
     SKIMMED,
+    all_focuses,
     draw_recall,
     draw_seed_prompts,
     skim,
@@ -55,9 +55,16 @@ class SynthesisConfig:
         16, "Conversations that share one chunk, one unit.", above=0
     )
     chunk_min_tokens: int = setting(
-        128, "Shortest width that is drawn, tokens; a chunk at an edge is cut shorter.", above=0
+        128,
+        "Shortest width that is drawn, tokens; a chunk at an edge is cut shorter. 0: the longest.",
+        at_least=0,
     )
-    chunk_max_tokens: int = setting(1024, "Longest width that is drawn, tokens.", above=0)
+    chunk_max_tokens: int = setting(
+        1024,
+        "Longest width that is drawn, tokens; a shorter document is shown whole. 0: all that the "
+        "model's window leaves beside question and answer.",
+        at_least=0,
+    )
     question_temperature: float = setting(
         0.6, "Sampling temperature of bot A, who asks.", at_least=0
     )
@@ -166,7 +173,7 @@ class _Drawer:
         self._documents = documents
         self._tokenizer = model.tokenizer
         self._tokens = [model.tokenizer.encode(d.text) for d in documents]
-        self._config = config
+        self._widths = _chunk_widths(model, documents, config)
         self.corpus = "\n".join(d.text for d in documents)
 
     def chunk(self, rng: random.Random) -> Chunk:
@@ -178,8 +185,7 @@ class _Drawer:
             document.name,
             document.title,
             self._tokens[index],
-            self._config.chunk_min_tokens,
-            self._config.chunk_max_tokens,
+            *self._widths,
         )
 
 
@@ -207,20 +213,11 @@ def synthesize(
     """
     config = config or SynthesisConfig()
     check_ranges(config)
-    if config.chunk_min_tokens > config.chunk_max_tokens:
-        raise InputError(f"{config.chunk_min_tokens=} exceeds {config.chunk_max_tokens=}")
     if config.skimmed_share + config.recall_share > 1:
         raise InputError(f"{config.skimmed_share=} and {config.recall_share=} exceed 1 together")
-    window = model.config.window
     if not documents:
         raise InputError("there is no document to study")
-    need = config.chunk_max_tokens + _frame_tokens(model, documents, config)
-    need += config.question_max_tokens + config.answer_max_tokens
-    if need > window:
-        raise InputError(
-            f"a chunk of {config.chunk_max_tokens} tokens with title, question and answer needs "
-            f"{need} tokens, the model's window is {window}; lower chunk_max_tokens"
-        )
+    drawer = _Drawer(documents, model, config)
     client = client or LocalClient(model, batch_size=config.conversations_per_chunk)
     folder = files.output_folder(out)
     inputs = to_dict(config) | {
@@ -231,7 +228,6 @@ def synthesize(
     # How many conversations are wanted is not an input: a larger run continues a smaller one.
     del inputs["num_conversations"]
     shards = ShardSet.open(folder, SHARDS, inputs)
-    drawer = _Drawer(documents, model, config)
     bar = progress(config.num_conversations, "self-study", "conv", shards.num_records)
     index = 0
     needed = config.num_conversations / config.most_per_chunk
@@ -253,16 +249,42 @@ def synthesize(
     return shards
 
 
-def _frame_tokens(
+def _chunk_widths(
+    model: LanguageModel, documents: Sequence[Document], config: SynthesisConfig
+) -> tuple[int, int]:
+    """The shortest and the longest width to draw, tokens.
+
+    Raises:
+      InputError: if the longest does not fit the window beside what either bot reads and writes.
+    """
+    title = max(len(model.template.render_context(d.title, "")) for d in documents)
+    of_a = _longest_seed(model, documents, config)
+    of_b = len(model.render_prompt("", has_context=True)) + config.answer_max_tokens
+    beside = title + max(of_a, of_b) + config.question_max_tokens
+    left = model.config.window - beside
+    longest = config.chunk_max_tokens or left
+    if longest > left or left < 1:
+        raise InputError(
+            f"a chunk of {config.chunk_max_tokens or 'any'} tokens with title, question and answer "
+            f"needs {beside} tokens more, the model's window is {model.config.window}; lower "
+            "chunk_max_tokens, question_max_tokens or answer_max_tokens"
+        )
+    shortest = config.chunk_min_tokens or longest
+    if shortest > longest:
+        raise InputError(f"{config.chunk_min_tokens=} exceeds chunk_max_tokens, {longest}")
+    return shortest, longest
+
+
+def _longest_seed(
     model: LanguageModel, documents: Sequence[Document], config: SynthesisConfig
 ) -> int:
-    """Tokens beside chunk, question and answer: the longest title and seed, in their frames."""
-    title = max(len(model.template.render_context(d.title, "")) for d in documents)
+    """Tokens of the longest message to bot A."""
     prompts = [prompt for family in PROMPTS[config.seed_prompts].values() for prompt in family]
-    seed = max(len(model.render_prompt(prompt, has_context=True)) for prompt in prompts)
-    if config.seed_prompts == "focused":  # a token may be a byte, in the worst case
-        seed += min(4 * LONGEST_FOCUS, config.chunk_max_tokens)
-    return title + seed
+    longest = max(len(model.render_prompt(prompt, has_context=True)) for prompt in prompts)
+    if config.seed_prompts == "general":
+        return longest
+    focuses = (focus for d in documents for focus in all_focuses(d.text))
+    return longest + max(len(model.tokenizer.encode(f"\n\n{focus}")) for focus in focuses)
 
 
 class _Asked(NamedTuple):

@@ -7,15 +7,18 @@ import re
 
 import pytest
 
-from cartridges_jax.corpus import Document
+from cartridges_jax.corpus import Chunk, Document
 from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation.suites import held_out_document
+from cartridges_jax.models.chat_template import Message
+from cartridges_jax.self_study.clients import LocalClient
 from cartridges_jax.self_study.prompts import (
     FAMILIES,
     FOCUSED_PROMPTS,
     RECALL,
     SEED_PROMPTS,
     SKIMMED,
+    all_focuses,
     draw_recall,
     draw_seed_prompts,
     skim,
@@ -56,12 +59,45 @@ def test_conversations_are_whole(embedded, document, tmp_path):
     assert set(collections.Counter(c.family for c in found)) == set(FAMILIES)
 
 
+def test_a_document_that_fits_the_window_is_shown_whole(embedded, tmp_path):
+    document, _ = held_out_document("synthesize", 1800, "personnel register")
+    config = dataclasses.replace(
+        ALL_KINDS, num_conversations=4, seed_prompts="focused", chunk_min_tokens=0,
+        chunk_max_tokens=0,
+    )  # fmt: skip
+    found = everything(synthesize(embedded, [document], tmp_path / "whole", config))
+    assert {c.chunk.text for c in found} == {document.text.strip()}
+    assert all(
+        len(embedded.template.render_context(c.chunk.title, c.chunk.text))
+        + len(embedded.template.render_suffix(c.messages).token_ids)
+        <= embedded.config.window
+        for c in found
+    )
+    length = len(embedded.tokenizer.encode(document.text))
+    beside = embedded.config.window - length
+    widest = dataclasses.replace(config, chunk_min_tokens=length, chunk_max_tokens=length)
+    synthesize(embedded, [document], tmp_path / "widest", widest)
+    with pytest.raises(InputError, match="lower chunk_max_tokens"):
+        long = dataclasses.replace(widest, question_max_tokens=beside)
+        synthesize(embedded, [document], tmp_path / "long", long)
+
+
+def test_what_does_not_fit_the_window_gets_no_reply(embedded, document):
+    reader = LocalClient(embedded, 8).read(Chunk("d", "t", document.text, 0, 400))
+    short, long = ([Message(role="user", content=w)] for w in ("Who is there?", "why " * 2000))
+    options = {"temperature": 0.0, "max_new_tokens": 32}
+    alone = reader.complete([short], seeds=[1], **options)
+    assert alone[0] is not None
+    assert reader.complete([long, short], seeds=[0, 1], **options) == [None, *alone]
+    assert reader.complete([long], seeds=[0], **options) == [None]
+
+
 def test_focused_prompts_show_a_sentence_of_the_chunk(embedded, document, tmp_path):
     focused = dataclasses.replace(CONFIG, seed_prompts="focused")
     for c in everything(synthesize(embedded, [document], tmp_path, focused)):
         prompt, _, focus = c.seed_prompt.partition("\n\n")
         assert prompt in FOCUSED_PROMPTS[c.family]
-        assert focus and focus in c.chunk.text
+        assert focus and all(line in c.chunk.text for line in focus.split("\n"))
 
 
 def test_unsure_conversations_are_dropped(embedded, document, tmp_path):
@@ -162,6 +198,30 @@ def test_sentences_are_asked_for_and_learned_word_for_word(embedded, document, t
     assert max(collections.Counter(c.id.split("-")[0] for c in told).values()) <= 4
     # Most sentences of a register the model does not quote; those answers are dropped.
     assert all(_holds(c.messages[1]["content"], c.seed_prompt) for c in recalled)
+
+
+def test_a_focus_is_shown_under_what_its_paragraph_begins_with():
+    text = (
+        "# Title\n\ndef sum_entry(size):\n    x = 1 + size\n    yield move_entry(x)\n\n| a | b |\n"
+    )
+    text += "| first | 1 |\n| other | 2 |\n\nOne thing is this. Another is that one."
+    assert all_focuses(text) == [
+        "def sum_entry(size):",
+        "def sum_entry(size):\nx = 1 + size",
+        "def sum_entry(size):\nyield move_entry(x)",
+        "| first | 1 |",
+        "| first | 1 |\n| other | 2 |",
+        "One thing is this.",
+        "One thing is this.\nAnother is that one.",
+    ]
+    long = "word " * 99 + "word"
+    assert all_focuses(f"{long}\n{long}")[1] == f"{long[:100]}\n{long[:200]}"
+    far = "A first line.\n" + "Many lines without a break.\n" * 100
+    assert all_focuses(far)[-1] == "Many lines without a break."
+    assert all_focuses("") == [""]
+    rng, prompts = random.Random(0), set(all_focuses(text))
+    drawn = {p.partition("\n\n")[2] for _, p in draw_seed_prompts(rng, 60, 0.2, text)}
+    assert drawn == prompts
 
 
 def test_who_skims_sees_whole_sentences_in_their_order():

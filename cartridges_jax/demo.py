@@ -55,7 +55,7 @@ class DemoConfig:
 
     corpus: str = setting("", "Text file or folder; empty for a document of the package.")
     num_slots: int = setting(64, "Slots of the cartridge that the table is about.", above=0)
-    num_conversations: int = setting(512, "Conversations of self-study.", above=0)
+    num_conversations: int = setting(1024, "Conversations of self-study.", above=0)
     num_steps: int = setting(250, "Optimizer steps for each size.", above=0)
     sizes: Literal["three", "one"] = setting(
         "three", "three: also half and double of num_slots, for the plot over sizes."

@@ -81,7 +81,7 @@ LONG_SLOTS = 200  # 20x
 LONG_QUESTIONS = 200
 LONG_SHARES = {"lookup": 0.6, "reverse": 0.2, "use case": 0.2}  # one fact each
 RIGHT_PART_TOKENS = 500
-LONG_STUDY = dataclasses.replace(STUDY, num_conversations=4096)
+LONG_STUDY = dataclasses.replace(STUDY, num_conversations=8192)
 LONG_TRAIN = dataclasses.replace(TRAIN, num_steps=3200, num_slots=LONG_SLOTS)
 WINDOW = "truncated to the window"
 

@@ -2,7 +2,7 @@
 
     python -m experiments.self_study_quality
 
-Self-study of documents of 1,900 tokens, 2,000 conversations each: the very ones that the cartridges
+Self-study of documents of 1,900 tokens, the very ones that the cartridges
 of the table are trained on (`studied_documents.py`).
 Of the first 1,000 questions by who has read the chunk: how many can be answered from it, how many
 are different, how many answers to the answerable ones are right; of all 2,000: how many of the

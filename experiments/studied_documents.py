@@ -18,7 +18,7 @@ from cartridges_jax.self_study.synthesize import EMBEDDED_STUDY, synthesize
 from cartridges_jax.shards import ShardSet
 
 TOKENS = 1880  # asked of a document; those that leave no room for an answer are passed over
-STUDY = dataclasses.replace(EMBEDDED_STUDY, num_conversations=2048)
+STUDY = dataclasses.replace(EMBEDDED_STUDY, num_conversations=4096)
 
 SIZES = (470, 188, 94, 58)  # 4x, 10x, 20x and 32x
 TEMPLATE_SIZES = (94,)

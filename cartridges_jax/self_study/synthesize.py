@@ -27,6 +27,7 @@ from cartridges_jax.models.chat_template import Message
 from cartridges_jax.self_study.clients import ChunkReader, Client, LocalClient, Reply
 from cartridges_jax.self_study.conversation import SHARDS, Conversation
 from cartridges_jax.self_study.prompts import (
+    LONGEST_HEAD,
     PROMPTS,
     QUESTION,
     RECALL,
@@ -153,13 +154,15 @@ class SynthesisConfig:
 # For the embedded model in its own world, where it has learned to ask about a sentence.
 EMBEDDED_STUDY = SynthesisConfig(
     conversations_per_chunk=64,
+    chunk_min_tokens=0,
+    chunk_max_tokens=0,
     question_temperature=0.8,
     seed_prompts="focused",
     question_share=0.7,
-    min_question_confidence=0.5,
-    min_answer_confidence=0.995,
-    kept_share=0.25,
-    skimmed_share=0.125,
+    min_question_confidence=0.55,
+    min_answer_confidence=0.98,
+    kept_share=0.5,
+    skimmed_share=0.1875,
     recall_share=0.125,
 )
 
@@ -223,7 +226,9 @@ def synthesize(
     inputs = to_dict(config) | {
         "model": client.fingerprint,
         "corpus": [{"name": d.name, "sha256": d.sha256} for d in documents],
-        "prompts": digest([PROMPTS[config.seed_prompts], SEED_PROMPTS[QUESTION], RECALL_PROMPTS]),
+        "prompts": digest(
+            [PROMPTS[config.seed_prompts], SEED_PROMPTS[QUESTION], RECALL_PROMPTS, LONGEST_HEAD]
+        ),
     }
     # How many conversations are wanted is not an input: a larger run continues a smaller one.
     del inputs["num_conversations"]

@@ -60,26 +60,22 @@ def test_conversations_are_whole(embedded, document, tmp_path):
 
 
 def test_a_document_that_fits_the_window_is_shown_whole(embedded, tmp_path):
-    document, _ = held_out_document("synthesize", 1800, "personnel register")
-    config = dataclasses.replace(
-        ALL_KINDS, num_conversations=4, seed_prompts="focused", chunk_min_tokens=0,
-        chunk_max_tokens=0,
-    )  # fmt: skip
-    found = everything(synthesize(embedded, [document], tmp_path / "whole", config))
-    assert {c.chunk.text for c in found} == {document.text.strip()}
-    assert all(
-        len(embedded.template.render_context(c.chunk.title, c.chunk.text))
-        + len(embedded.template.render_suffix(c.messages).token_ids)
-        <= embedded.config.window
-        for c in found
+    document, _ = held_out_document("synthesize", 1500, "personnel register")
+    whole = dataclasses.replace(
+        CONFIG, num_conversations=1, chunk_min_tokens=0, chunk_max_tokens=0, seed_prompts="focused"
     )
+    found = everything(synthesize(embedded, [document], tmp_path / "whole", whole))
+    assert {c.chunk.text for c in found} == {document.text.strip()}
     length = len(embedded.tokenizer.encode(document.text))
-    beside = embedded.config.window - length
-    widest = dataclasses.replace(config, chunk_min_tokens=length, chunk_max_tokens=length)
-    synthesize(embedded, [document], tmp_path / "widest", widest)
-    with pytest.raises(InputError, match="lower chunk_max_tokens"):
-        long = dataclasses.replace(widest, question_max_tokens=beside)
-        synthesize(embedded, [document], tmp_path / "long", long)
+    window = embedded.config.window
+    for width, question, words in (
+        (length, window - length, "lower chunk_max_tokens"),
+        (0, window, "a chunk of any tokens"),
+    ):
+        change = {"chunk_min_tokens": width, "chunk_max_tokens": width}
+        wide = dataclasses.replace(whole, question_max_tokens=question, **change)
+        with pytest.raises(InputError, match=words):
+            synthesize(embedded, [document], tmp_path / "wide", wide)
 
 
 def test_what_does_not_fit_the_window_gets_no_reply(embedded, document):

@@ -270,8 +270,8 @@ def _chunk_widths(
     longest = config.chunk_max_tokens or left
     if longest > left or left < 1:
         raise InputError(
-            f"beside a chunk of {config.chunk_max_tokens or 'any'} tokens, title, question and answer "
-            f"need {beside}, and the model's window is {model.config.window}; lower "
+            f"beside a chunk of {config.chunk_max_tokens or 'any'} tokens, title, question and "
+            f"answer need {beside}, and the model's window is {model.config.window}; lower "
             "chunk_max_tokens, question_max_tokens or answer_max_tokens"
         )
     shortest = config.chunk_min_tokens or longest

@@ -70,9 +70,12 @@ _ANSWERS = flags.DEFINE_string(
 _DOCUMENTS = flags.DEFINE_integer("documents", 5, "Held-out documents.", 1)
 _LONG = flags.DEFINE_boolean("long", True, "Also a document of twice the model's window.")
 _ONLY = flags.DEFINE_integer(
-    "only", None, "Answers about this document alone, from 0, and no table: for several processes "
-    "on one accelerator, each with a document of its own.", 0
-)  # fmt: skip
+    "only",
+    None,
+    "Only what is asked about this document, counted from 0, and no table: for several processes "
+    "on one accelerator, each with a document of its own. --documents and --long are not used.",
+    0,
+)
 
 QUESTIONS = 120  # asked for; a type of which a document has fewer gives fewer
 
@@ -267,9 +270,8 @@ def main(_) -> None:
     parts = []
     only = _ONLY.value
     count = _DOCUMENTS.value if only is None else only + 1
-    for i, (name, document, made) in enumerate(fitting_documents(model, count)):
-        if only not in (None, i):
-            continue
+    documents = list(enumerate(fitting_documents(model, count)))
+    for i, (name, document, made) in documents[only:]:
         questions = embedded_questions(made, name, QUESTIONS)
         make = functools.partial(answers_about, model, document, made, questions, work, i)
         with_ = settings | asked_about(document, questions)

@@ -2,8 +2,8 @@
 
     python -m experiments.self_study_quality
 
-Self-study of documents of 1,900 tokens, the very ones that the cartridges
-of the table are trained on (`studied_documents.py`).
+Self-study of documents of 1,900 tokens, the very ones that the cartridges of the table are trained
+on (`studied_documents.py`).
 Of the first 1,000 questions by who has read the chunk: how many can be answered from it, how many
 are different, how many answers to the answerable ones are right; of all 2,000: how many of the
 document's facts they are about. Questions by who has skimmed the chunk (`--skimmed_share`) often

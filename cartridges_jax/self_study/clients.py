@@ -34,8 +34,10 @@ class ChunkReader(Protocol):
         max_new_tokens: int,
         seeds: Sequence[int],
     ) -> list[Reply | None]:
-        """Answers every request; None where the answer did not end within its tokens, or the
-        request leaves no room for these in the model's window.
+        """Answers every request, in order.
+
+        None where an answer did not end within `max_new_tokens`, or where the chunk and the request
+        leave no room for so many in the model's window.
         """
         ...
 

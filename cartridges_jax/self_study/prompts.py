@@ -77,7 +77,8 @@ FOCUSED_PROMPTS: dict[str, tuple[str, ...]] = {
 PROMPTS = {"general": SEED_PROMPTS, "focused": FOCUSED_PROMPTS}
 _SENTENCE = re.compile(rf"\S.*?(?:{SENTENCE_END}|$)", re.MULTILINE)
 SHORTEST_FOCUS, LONGEST_FOCUS = 12, 200  # characters; shorter: numbers of a list and the like
-LONGEST_HEAD, FARTHEST_HEAD = 100, 2000  # characters of its paragraph's first one, and to it
+# Characters of the sentence that begins a focus's paragraph, and from the focus back to it.
+LONGEST_HEAD, FARTHEST_HEAD = 100, 2000
 
 
 def _sentences(text: str) -> list[tuple[int, int]]:

@@ -226,7 +226,7 @@ def synthesize(
     inputs = to_dict(config) | {
         "model": client.fingerprint,
         "corpus": [{"name": d.name, "sha256": d.sha256} for d in documents],
-        "prompts": digest(
+        "prompts": digest(  # the last says how a sentence is shown
             [PROMPTS[config.seed_prompts], SEED_PROMPTS[QUESTION], RECALL_PROMPTS, LONGEST_HEAD]
         ),
     }

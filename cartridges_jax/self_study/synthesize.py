@@ -276,7 +276,7 @@ def _chunk_widths(
         )
     shortest = config.chunk_min_tokens or longest
     if shortest > longest:
-        raise InputError(f"{config.chunk_min_tokens=} exceeds chunk_max_tokens, {longest}")
+        raise InputError(f"chunk_min_tokens={shortest} exceeds chunk_max_tokens={longest}")
     return shortest, longest
 
 

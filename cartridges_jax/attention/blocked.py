@@ -131,12 +131,30 @@ class _Row:
     def scores(self, q, keys, first, segment_start, block) -> jax.Array:
         """Masked float32 scores [K, P + w, G * t] of queries [K, G * t, H]."""
         s = _dot(keys, q, (2, 2)) * self.scale
-        P, group = self.prefix_k.shape[1], q.shape[1] // segment_start.shape[0]
-        key = first + jnp.arange(keys.shape[1] - P)[:, None]
-        query = block * self.blocks.size + jnp.arange(self.blocks.size)
-        own = (key <= query) & (key >= segment_start)
-        live = jnp.broadcast_to((jnp.arange(P) < self.length)[:, None], (P, self.blocks.size))
-        return jnp.where(jnp.tile(jnp.concatenate([live, own]), group), s, NEG_INF)
+        P, size = self.prefix_k.shape[1], self.blocks.size
+        _, width, folded = s.shape
+
+        def mask(block: jax.Array) -> jax.Array:
+            key = first + jnp.arange(width - P)[:, None]
+            query = block * size + jnp.arange(size)
+            own = (key <= query) & (key >= segment_start)
+            live = jnp.broadcast_to((jnp.arange(P) < self.length)[:, None], (P, size))
+            return jnp.tile(jnp.concatenate([live, own]), folded // size)
+
+        on_cpu = functools.partial(_apart, mask) if folded > size else mask
+        visible = jax.lax.platform_dependent(block, cpu=on_cpu, default=mask)
+        return jnp.where(visible, s, NEG_INF)
+
+
+def _apart(mask: Callable[[jax.Array], jax.Array], block: jax.Array) -> jax.Array:
+    """Makes a group's mask before it is used.
+
+    XLA's CPU compiler would else work it out again for every kv head inside of the exponential,
+    which then, with a remainder to take for each query, is not done eight numbers at a time. It
+    cannot know that a block's number is never below zero, and does not look into a choice.
+    """
+    made = jax.eval_shape(mask, block)
+    return jax.lax.cond(block >= 0, mask, lambda _: jnp.zeros(made.shape, made.dtype), block)
 
 
 def _dot(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:

@@ -129,7 +129,11 @@ class _Row:
         return first, behind(self.prefix_k, self.k), behind(self.prefix_v, self.v)
 
     def scores(self, q, keys, first, segment_start, block) -> jax.Array:
-        """Masked float32 scores [K, P + w, G * t] of queries [K, G * t, H]."""
+        """Masked float32 scores [K, P + w, G * t] of queries [K, G * t, H].
+
+        `keys` [K, P + w, H] are a window's, of which the row's own begin with its key `first`;
+        `segment_start` [t] is of the queries of block `block`.
+        """
         s = _dot(keys, q, (2, 2)) * self.scale
         P, size = self.prefix_k.shape[1], self.blocks.size
         _, width, folded = s.shape
@@ -151,7 +155,8 @@ def _apart(mask: Callable[[jax.Array], jax.Array], block: jax.Array) -> jax.Arra
 
     XLA's CPU compiler would else work it out again for every kv head inside of the exponential,
     which then, with a remainder to take for each query, is not done eight numbers at a time. It
-    cannot know that a block's number is never below zero, and does not look into a choice.
+    cannot know that a block's number is never below zero, and does not look into a choice. Without
+    groups no remainder is taken, and the choice costs more than it saves.
     """
     made = jax.eval_shape(mask, block)
     return jax.lax.cond(block >= 0, mask, lambda _: jnp.zeros(made.shape, made.dtype), block)

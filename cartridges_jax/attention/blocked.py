@@ -7,7 +7,7 @@ do and few loops are compiled, one a size. Inside, heads come first, a group's a
 queries, and scores are kept transposed, [K, keys, G * queries]: maxima and sums then run over rows
 of numbers, which a CPU does many at a time. The backward recomputes scores from the saved
 log-sum-exp.
-Plain XLA, so it compiles everywhere. Figures that chose this form are in WORKSPACE.md.
+Plain XLA, so it compiles everywhere. Figures that chose this form are in experiments/README.md.
 
 Time grows with B * N * T * (P + window), temporaries with a block's scores, about
 SCORES * (P + T) in float32; saved for the backward are the inputs, the output and one float32 per

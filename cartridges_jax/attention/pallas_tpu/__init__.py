@@ -15,7 +15,7 @@ a model XLA gives the projections' outputs the kernels' layout instead. Keys tha
 (with their gradients, from some 30,000 slots and tokens on v5e and v6e, 14,000 on v5p and tpu7x,
 3,000 on v4) are taken in chunks: the forward kernel reads them anew for each block of queries, the
 backward one runs once a chunk, with a float32 gradient of the queries each time. Figures of the
-design: WORKSPACE.md.
+design: experiments/README.md.
 """
 
 import functools

@@ -14,6 +14,7 @@ experiments/results/cartridge_table.json.
 
 import dataclasses
 import functools
+import itertools
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -115,12 +116,16 @@ def controls(model: LanguageModel, document: Document) -> list[Arm]:
 
 
 def largest_within(scores: dict[str, Any], sizes: dict[str, Any], prefix: str) -> float | None:
-    """The largest compression whose difference to full context is surely above -5 points."""
-    good = [
-        sizes[f"cartridge {arm.split()[-1]}"]["compression"]
+    """The compression up to which every size's difference to full context surely exceeds -5 points.
+
+    None if the smallest one's does not. A larger one that passes behind one that fails is luck.
+    """
+    compressions = {
+        sizes[f"cartridge {arm.split()[-1]}"]["compression"]: of["difference_to_reference"]["low"]
         for arm, of in scores["accuracy"].items()
-        if arm.startswith(prefix) and of["difference_to_reference"]["low"] >= -0.05
-    ]
+        if arm.startswith(prefix)
+    }
+    good = itertools.takewhile(lambda c: compressions[c] >= -0.05, sorted(compressions))
     return max(good, default=None)
 
 

@@ -70,7 +70,8 @@ def scores(result: Result) -> str:
         of = [sets[name]["types"].get(kind) for name in SETS]
         cells = [f"{_percent(x[FULL])}, n={x[FULL]['n']}" if x else "" for x in of]
         first = sets["500"]["types"][kind]
-        chance = "-" if kind == "absent" else f"{100 * first['chance']:.1f} %"
+        # "calls" knows chance as 0, though its answer is one value and not several.
+        chance = "-" if kind in ("absent", "calls") else f"{100 * first['chance']:.1f} %"
         rows.append((kind, *cells, _percent(first[NONE], False), chance))
     tokens = _mean_tokens(sets)
     head = [f"{t:.0f} tokens" for t in tokens[:3]]
@@ -137,7 +138,7 @@ def _skimmed(of: Result) -> str:
 
 def _arms(accuracy: Result) -> list[str]:
     """The arms as a reader wants them: what is good at all, then cartridges, then what is not."""
-    order = ("full context", "cartridge", "templates", RANDOM, "next token", "truncated")
+    order = ("full context", "full KV", "cartridge", "templates", RANDOM, "next token", "truncated")
     first = [arm for kind in order for arm in accuracy if arm.startswith(kind)]
     return [*first, NONE]
 
@@ -145,6 +146,7 @@ def _arms(accuracy: Result) -> list[str]:
 def _named(arm: str, slots: int | None, tokens: float) -> str:
     of = f", {slots} slots" if slots else ""
     names = {
+        "full KV": "full KV, the text's own cache loaded as a cartridge",
         "cartridge": f"cartridge{of}",
         "templates": f"cartridge{of}, questions by template",
         RANDOM: f"cartridge{of}, from random vectors",
@@ -193,7 +195,14 @@ def cartridges(result: Result) -> str:
     n = accuracy[FULL]["all"]["n"]
     more = f"; documents: {len(short['documents'])}, questions: {n}, one training each"
     more += _of_today(result["made_with"], studied_documents.SETTINGS)
-    return f"{_table(head, rows)}\n\n({_source(result, more)})"
+    largest = ", ".join(
+        f"{f'{of:.0f}x' if of else 'none'} with {questions}"
+        for questions, of in short["largest_within_5_points"].items()
+    )
+    return (
+        f"{_table(head, rows)}\n\nLargest compression whose interval stays above -5 points: "
+        f"{largest}.\n\n({_source(result, more)})"
+    )
 
 
 def cartridges_by_type(result: Result) -> str:

@@ -19,8 +19,15 @@ Z95 = 1.959963984540054
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces, no quotes or full stop around: what "exact" compares."""
-    return re.sub(r"\s+", " ", text).strip().strip("\"'").rstrip(".!").strip().casefold()
+    """Lower case, single spaces, no quotes around nor full stop behind: what "exact" compares."""
+    text = re.sub(r"\s+", " ", text).strip(" \"'“”‘’")
+    return text.rstrip(" .!\"'“”‘’").casefold()
+
+
+def _contains(text: str, words: str) -> bool:
+    """Whether words stand in a text from border to border: "4" is neither in "14" nor in "4.5"."""
+    wanted = re.escape(normalise(words))
+    return bool(re.search(rf"(?<!\w)(?<!\d[.,]){wanted}(?!\w)(?![.,]\d)", normalise(text)))
 
 
 def _canonical_json(text: str) -> str | None:
@@ -48,7 +55,7 @@ def _lines(text: str) -> collections.Counter[str]:
 
 PARSERS: dict[str, Callable[[str, str], bool]] = {
     "exact": lambda given, accepted: normalise(given) == normalise(accepted),
-    "contains": lambda given, accepted: normalise(accepted) in normalise(given),
+    "contains": _contains,
     "lines": lambda given, accepted: _lines(given) == _lines(accepted),
     "json": _json_equal,
 }

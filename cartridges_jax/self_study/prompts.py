@@ -129,7 +129,7 @@ def skim(rng: random.Random, text: str, count: int) -> str:
 def draw_recall(rng: random.Random, text: str, count: int, whole: str) -> list[tuple[str, str]]:
     """Draws up to `count` sentences of a text that can be asked for by their first words.
 
-    Of a sentence that ends with a quotation it is what is quoted.
+    Of a sentence that ends with a quotation it is what stands behind its first quotation mark.
 
     Args:
       rng: source of every choice.

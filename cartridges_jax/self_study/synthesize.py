@@ -108,10 +108,10 @@ class SynthesisConfig:
         "Share of a chunk's conversations that are kept, at most, above 0 to 1; one may always "
         "be. They are drawn with weights: the words of the answer that are neither in the "
         "question nor in the answer to it from the title alone. Without any, a conversation "
-        "teaches nothing and is dropped, and so is a chunk's question asked again. Of those by "
-        "who has skimmed the chunk the same share, the ones with the fewest such words; of those "
-        "that ask for a sentence the same share, any. 1: all are kept, and the title alone is not "
-        "asked.",
+        "teaches nothing and is dropped, and so is a chunk's question asked again. Of the "
+        "questions by a bot A that has only skimmed the chunk (skimmed_share) the same share is "
+        "kept, those with the fewest such words; of the sentences asked for (recall_share) any. "
+        "1: all are kept, and the title alone is not asked.",
         above=0,
         at_most=1,
     )
@@ -149,6 +149,16 @@ class SynthesisConfig:
         """Sentences of the chunk that are asked for."""
         others = self.conversations_per_chunk - self.skimmed_per_chunk
         return min(round(self.recall_share * self.conversations_per_chunk), others)
+
+    @property
+    def skimmed_kept(self) -> int:
+        """Most that are kept of the questions by who has skimmed the chunk."""
+        return round(self.kept_share * self.skimmed_per_chunk)
+
+    @property
+    def recalled_kept(self) -> int:
+        """Most that are kept of the sentences that are asked for."""
+        return round(self.kept_share * self.recall_per_chunk)
 
 
 # For the embedded model in its own world, where it has learned to ask about a sentence.
@@ -216,8 +226,7 @@ def synthesize(
     """
     config = config or SynthesisConfig()
     check_ranges(config)
-    if config.skimmed_share + config.recall_share > 1:
-        raise InputError(f"{config.skimmed_share=} and {config.recall_share=} exceed 1 together")
+    _check_shares(config)
     if not documents:
         raise InputError("there is no document to study")
     drawer = _Drawer(documents, model, config)
@@ -252,6 +261,20 @@ def synthesize(
         index += 1
     bar.close()
     return shards
+
+
+def _check_shares(config: SynthesisConfig) -> None:
+    """Raises InputError where a share is asked for that a chunk's few conversations cannot give."""
+    if config.skimmed_share + config.recall_share > 1:
+        raise InputError(f"{config.skimmed_share=} and {config.recall_share=} exceed 1 together")
+    asked = {"skimmed_share": config.skimmed_kept, "recall_share": config.recalled_kept}
+    for name, kept in asked.items():
+        if getattr(config, name) and not kept:
+            raise InputError(
+                f"{name}={getattr(config, name)} with kept_share={config.kept_share} keeps none of "
+                f"{config.conversations_per_chunk} conversations a chunk; raise one of the three, "
+                f"or set {name}=0"
+            )
 
 
 def _chunk_widths(
@@ -328,7 +351,7 @@ def _study_unit(
         told = [one for one in told if one.family != RECALL]
         alone = _answers(title_alone, [one.question for one in told], rng, config)
         told = _keep(rng, told, [reply.text if reply else "" for reply in alone], config)
-        told += recalled[: round(config.kept_share * config.recall_per_chunk)]
+        told += recalled[: config.recalled_kept]
     return [
         Conversation(f"{index}-{i}", chunk, family, prompt, (
             Message(role="user", content=question),
@@ -375,13 +398,12 @@ def _keep(
         news = len(_words(one.answer) - _words(one.question) - _words(other))
         draws.setdefault(one.question, (news, rng.random(), one))
     skimmed = sorted(draw for draw in draws.values() if draw[2].family == SKIMMED)
-    kept = skimmed[: round(config.kept_share * config.skimmed_per_chunk)]
+    kept = skimmed[: config.skimmed_kept]
     # The largest u ** (1 / weight) are a weighted draw without replacement (Efraimidis and
     # Spirakis, 2006).
     read = [(u ** (1 / news), one) for news, u, one in draws.values() if news]
     read = [draw for draw in read if draw[1].family != SKIMMED]
-    recalled = round(config.kept_share * config.recall_per_chunk)
-    most = max(0, config.most_per_chunk - recalled - len(kept))
+    most = max(0, config.most_per_chunk - config.recalled_kept - len(kept))
     return [one for _, one in sorted(read, reverse=True)[:most]] + [one for *_, one in kept]
 
 

@@ -82,7 +82,10 @@ def test_the_interval_over_documents_holds_its_level(rng):
     [
         ("exact", " ada brown  lives in Oslo ", True),
         ("exact", "Ada Brown lives in Oslo, I think.", False),
+        ("exact", '"Ada Brown lives in Oslo".', True),
+        ("exact", "“Ada Brown lives in Oslo.”", True),
         ("contains", "I think Ada Brown lives in Oslo, yes", True),
+        ("contains", "Ada Brown lives in Oslofjord", False),
         ("lines", "- b: 2\n- a: 1", True),
         ("lines", "a: 1", False),
         ("lines", "a: 1\nb: 2\na: 1", False),
@@ -103,6 +106,21 @@ def test_parsers(parser, given, right):
         "json": ['{"a": 1, "b": 2}'],
     }[parser]
     assert is_right(given, accepted, parser) is right
+
+
+@pytest.mark.parametrize(
+    ("given", "accepted", "right"),
+    [
+        ("I do not know.", "no", False),
+        ("No, it does not.", "no", True),
+        ("The default is 14.", "4", False),
+        ("The default is 4.5", "4", False),
+        ("It cost 1,100 euros.", "100 euros", False),
+        ("It cost 100 euros, then 4.", "4", True),
+    ],
+)
+def test_what_is_contained_has_borders(given, accepted, right):
+    assert is_right(given, [accepted], "contains") is right
 
 
 def test_accuracy_where_the_reference_is_right():
@@ -141,6 +159,7 @@ def test_truncation_ends_with_a_sentence_and_is_closed(embedded):
         ('{"question": "?"}', "answers must be"),
         ('{"question": "?", "answers": []}', "answers must be"),
         ('{"question": "?", "answer": " . "}', "needs a letter"),
+        ('{"question": "?", "answer": "---"}', "needs a letter"),
         ('{"question": "?", "answer": "x", "parser": "eval"}', "is none of"),
         ('{"question": "?", "answer": "x", "parser": ["exact"]}', "is none of"),
         ("[" * 100_000, "is not JSON"),

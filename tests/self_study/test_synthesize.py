@@ -278,6 +278,8 @@ def test_a_folder_of_other_settings_is_refused(embedded, document, tmp_path):
         ({"min_question_confidence": 1.0}, "lower min_question_confidence"),
         ({"min_answer_confidence": 1.5}, "min_answer_confidence must be at most 1, got 1.5"),
         ({"skimmed_share": 0.6, "recall_share": 0.6}, "exceed 1 together"),
+        ({"skimmed_share": 0.01}, "skimmed_share=0.01 with kept_share=1.0 keeps none"),
+        ({"recall_share": 0.25, "kept_share": 0.1}, "recall_share=0.25 with kept_share=0.1 keeps"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(embedded, document, tmp_path, change, words):

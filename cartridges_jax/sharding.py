@@ -1,9 +1,9 @@
 """Where arrays live: one mesh with the axes ("data", "model") and the specs named by array axes.
 
 Weights carry their own spec, made from the letters of their axes in `models.transformer`; the other
-modules build theirs from the axis names and `head_axis` here. On a laptop both axes have size 1.
-The mesh is explicit (`AxisType.Explicit`): shardings are part of an array's type, and a contraction
-over a sharded axis has to say where its result lives.
+modules build theirs from the axis names, `head_axis` and `query_axis` here. On a laptop both axes
+have size 1. The mesh is explicit (`AxisType.Explicit`): shardings are part of an array's type, and
+a contraction over a sharded axis has to say where its result lives.
 
 Rows go over "data"; attention heads, MLP width and vocabulary over "model". Letters are those of
 WORKSPACE.md: B batch, T query length, S key length, P prefix slots, L layers, N query heads,
@@ -56,13 +56,24 @@ def local_mesh() -> Mesh:
 
 
 def head_axis(num_kv_heads: int) -> str | None:
-    """Names the mesh axis that attention heads are split over, under the current mesh.
+    """Names the mesh axis that kv heads are split over, under the current mesh.
 
-    Heads are split by whole kv groups; where "model" does not divide the kv heads they are
-    replicated, and only the MLP and the vocabulary are split.
+    Where "model" does not divide them, every device has them all; see `query_axis`.
     """
     size = jax.sharding.get_abstract_mesh().shape[MODEL]
     return MODEL if num_kv_heads % size == 0 else None
+
+
+def query_axis(num_heads: int, num_kv_heads: int) -> str | None:
+    """Names the mesh axis that query heads are split over, under the current mesh.
+
+    They go with their kv heads. Where "model" is a multiple of these instead (8 kv heads on 16
+    devices), several devices share the queries of one kv head. In other cases all devices compute
+    all heads, and only the MLP and the vocabulary are split.
+    """
+    size = jax.sharding.get_abstract_mesh().shape[MODEL]
+    shared_out = size % num_kv_heads == 0 and num_heads % size == 0
+    return MODEL if head_axis(num_kv_heads) or shared_out else None
 
 
 def on_tpu() -> bool:

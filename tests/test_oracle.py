@@ -28,7 +28,7 @@ def test_whole_document_as_a_cartridge_answers_alike(embedded):
     assert answer(embedded, arms["full KV"], questions, 60) == in_context
 
 
-@pytest.mark.parametrize("mesh", [(4, 2), (2, 4)])
+@pytest.mark.parametrize("mesh", [(4, 2), (2, 4), (1, 8)])
 def test_holds_on_every_mesh(tiny, mesh):
     ids = np.arange(3, 83)
     want = np.asarray(tiny.logits(ids))[30:]

@@ -24,6 +24,7 @@ from cartridges_jax.attention.reference import visible_keys
 
 _HIDDEN = -0.5 * float(jnp.finfo(jnp.float16).max)  # finite in every half precision
 MOST_HEAD_DIM = 128
+MOST_MASK = 2**31  # entries of the bias that hides segments, of all devices: 4 GiB
 
 
 @functools.cache
@@ -66,6 +67,9 @@ def why_not_cudnn(q: jax.Array, return_lse: bool) -> str | None:
         return f"serves heads of a multiple of 8 up to {MOST_HEAD_DIM}, not {q.shape[-1]}"
     if q.shape[1] % 2:
         return f"serves rows of an even length, not {q.shape[1]}"
+    mask = q.shape[0] * q.shape[1] ** 2
+    if mask > MOST_MASK:
+        return f"serves masks of at most {MOST_MASK / 2**29:.0f} GiB, not {mask / 2**29:.0f}"
     if return_lse:
         return "has no gradient of the log-sum-exp; return_lse must be False"
     return None

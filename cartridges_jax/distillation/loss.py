@@ -177,7 +177,8 @@ class _TopJ:
         if self.kind == "renormalised":
             t = jax.nn.log_softmax(t)
         p = jnp.exp(t) * weight[:, None]
-        loss, constant = -jnp.sum(p * student), jnp.sum(p * t)
+        # A teacher may rule a token out: 0 log 0 is 0.
+        loss, constant = -jnp.sum(p * student), jnp.sum(jnp.where(p > 0, p * t, 0.0))
         # d loss / d logits = q * sum_j p_j, less p_j at the teacher's ids
         mass, q = p.sum(-1, keepdims=True), jnp.exp(logq)
         row = jnp.arange(len(ids))[:, None]

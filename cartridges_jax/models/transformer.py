@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from cartridges_jax.attention import SAVED_NAMES, attention
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.rope import Turn, apply_rope, rope_angles
-from cartridges_jax.sharding import ACT_BTD, DATA, MODEL, TOKENS_BT, head_axis
+from cartridges_jax.sharding import ACT_BTD, DATA, MODEL, TOKENS_BT, head_axis, query_axis
 
 INIT_SCALE = 0.02  # standard deviation of fresh weights, as in Llama
 
@@ -166,8 +166,15 @@ rounded_product.defvjp(_rounded_fwd, _rounded_bwd)
 
 def _axis_places(config: ModelConfig) -> dict[str, str | None]:
     """The mesh axis of each axis of a weight, under the current mesh."""
-    heads = head_axis(config.num_kv_heads)
-    return {"N": heads, "K": heads, "F": MODEL, "V": MODEL, "D": None, "H": None}
+    queries = query_axis(config.num_heads, config.num_kv_heads)
+    return {
+        "N": queries,
+        "K": head_axis(config.num_kv_heads),
+        "F": MODEL,
+        "V": MODEL,
+        "D": None,
+        "H": None,
+    }
 
 
 class Embedding(nnx.Module):

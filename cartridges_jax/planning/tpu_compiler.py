@@ -28,7 +28,7 @@ from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.generate import DecodeState, Sampling, advance_batch
 from cartridges_jax.models.hf import Quantization
 from cartridges_jax.models.transformer import KV, Prefix, Transformer, abstract_transformer
-from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis
+from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis, query_axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +131,11 @@ def compile_attention(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         heads = head_axis(num_kv_heads)
         queries, keys = (
-            _shape(mesh, (rows, num_tokens, n, head_dim), dtype, DATA, None, heads)
-            for n in (num_heads, num_kv_heads)
+            _shape(mesh, (rows, num_tokens, n, head_dim), dtype, DATA, None, axis)
+            for n, axis in (
+                (num_heads, query_axis(num_heads, num_kv_heads)),
+                (num_kv_heads, heads),
+            )
         )
         slots = _shape(mesh, (num_slots, num_kv_heads, head_dim), dtype, None, heads)
         start = _shape(mesh, (rows, num_tokens), jnp.int32, *TOKENS_BT)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from cartridges_jax.attention import api, attention, pallas_tpu
 from cartridges_jax.attention import blocked as blocked_module
 from cartridges_jax.attention.pallas_tpu import plan
-from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis, make_mesh, place
+from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis, make_mesh, place, query_axis
 from tests.conftest import MESHES
 
 IMPLEMENTATIONS = ("reference", "blocked", "pallas_interpret")
@@ -64,13 +64,14 @@ def compiled(
     log-sum-exp.
     """
     with jax.set_mesh(mesh):
-        heads = head_axis(case["k"].shape[2])
-        rows = P(DATA, None, heads, None)
+        N, K = case["q"].shape[2], case["k"].shape[2]
+        heads, query_heads = head_axis(K), query_axis(N, K)
+        queries, rows = (P(DATA, None, axis, None) for axis in (query_heads, heads))
         slots = rows if case["prefix_k"].ndim == 4 else P(None, heads, None)
-        specs = {"q": rows, "k": rows, "v": rows, "prefix_k": slots, "prefix_v": slots}
+        specs = {"q": queries, "k": rows, "v": rows, "prefix_k": slots, "prefix_v": slots}
         arrays = {n: place(mesh, case[n].astype(dtype), s) for n, s in specs.items()}
         start = place(mesh, case["segment_start"], TOKENS_BT)
-        of_what = (rows, P(DATA, None, heads))[: 1 + return_lse]
+        of_what = (queries, P(DATA, None, query_heads))[: 1 + return_lse]
         placed = [place(mesh, w, s) for w, s in zip(weights or (), of_what, strict=bool(weights))]
 
     def values(arrays):
@@ -163,12 +164,22 @@ def test_blocks_of_every_kind_are_visited_or_skipped(rng, monkeypatch, vmem, pre
 
 @pytest.mark.parametrize("implementation", ["blocked", "pallas_interpret"])
 @pytest.mark.parametrize("prefix_of_row", [False, True])
-@pytest.mark.parametrize("mesh_shape", [*MESHES, (1, 8)])  # 8 devices replicate the 4 kv heads
-def test_is_the_same_on_every_mesh(rng, mesh_shape, prefix_of_row, implementation):
-    case = make_case(rng, T=130, prefix_of_row=prefix_of_row)
+@pytest.mark.parametrize(
+    ("mesh_shape", "num_heads"),
+    [
+        *((shape, 8) for shape in MESHES),
+        ((1, 8), 16),  # two devices share the queries of each of the 4 kv heads
+        ((1, 8), 12),  # all devices compute all
+    ],
+)
+def test_is_the_same_on_every_mesh(rng, mesh_shape, num_heads, prefix_of_row, implementation):
+    case = make_case(rng, T=130, N=num_heads, prefix_of_row=prefix_of_row)
     weights = rng.normal(size=case["q"].shape).astype(np.float32)
-    want = gradients(make_mesh(1, 1), case, weights, implementation="reference")
-    got = gradients(make_mesh(*mesh_shape), case, weights, implementation=implementation)
+    of_lse = rng.normal(size=weights.shape[:3]).astype(np.float32)
+    live = jnp.asarray([4, 0, 5, 1]) if prefix_of_row else 3
+    options = {"weights": (weights, of_lse), "prefix_length": live}
+    want, _ = run(make_mesh(1, 1), case, implementation="reference", **options)
+    got, _ = run(make_mesh(*mesh_shape), case, implementation=implementation, **options)
     for name, gradient in want.items():
         np.testing.assert_allclose(got[name], gradient, atol=3e-5, err_msg=name)
 
@@ -178,10 +189,12 @@ def test_a_float32_prefix_has_a_float32_gradient(rng, implementation):
     """Also where it is summed over devices, while everything else is bfloat16."""
     case = make_case(rng, B=8, T=64)
 
-    def prefix_gradient(mesh, dtype):
+    def prefix_gradient(mesh, dtype, of_rows=jnp.bfloat16, implementation=implementation):
         with jax.set_mesh(mesh):
             rows = P(DATA, None, MODEL, None)
-            q, k, v = (place(mesh, case[n].astype(jnp.bfloat16), rows) for n in "qkv")
+            q, k, v = (
+                place(mesh, jnp.asarray(case[n], jnp.bfloat16).astype(of_rows), rows) for n in "qkv"
+            )
             start = place(mesh, case["segment_start"], TOKENS_BT)
             prefix_k, prefix_v = (
                 place(mesh, jnp.asarray(case[n], jnp.bfloat16).astype(dtype), P(*rows[1:]))
@@ -198,6 +211,8 @@ def test_a_float32_prefix_has_a_float32_gradient(rng, implementation):
             return jax.jit(jax.grad(total))(prefix_k)
 
     want = np.asarray(prefix_gradient(make_mesh(1, 1), jnp.float32), np.float64)
+    exact = np.asarray(prefix_gradient(make_mesh(1, 1), jnp.float32, jnp.float32, "reference"))
+    assert np.abs(want - exact).max() < 0.02 * np.abs(exact).max()
     error = {}
     for dtype in (jnp.float32, jnp.bfloat16):
         got = prefix_gradient(make_mesh(8, 1), dtype)
@@ -241,20 +256,38 @@ def test_padded_prefix_slots_are_not_seen(rng, implementation):
     np.testing.assert_allclose(got[0], want[0], atol=1e-6)
 
 
-def test_cached_queries_equal_the_whole_row(rng):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("prefix_of_row", [False, True])
+def test_what_lies_outside_is_cut_off(rng, implementation, prefix_of_row):
+    """More live slots than there are; segments that begin before the row."""
+    case = make_case(rng, B=2, T=300, N=4, K=2, slots=130, prefix_of_row=prefix_of_row)
+    inside = case | {"segment_start": np.maximum(case["segment_start"], 0)}
+    case["segment_start"] = np.where(case["segment_start"] == 0, -1, case["segment_start"])
+    length = jnp.asarray([200, 131]) if prefix_of_row else 200
+    got = run(make_mesh(1, 1), case, implementation=implementation, prefix_length=length)
+    want = naive(**inside, offset=0, length=130, scale=0.37)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+@pytest.mark.parametrize("most", [2**28, 2 * 4 * 8 * 17])  # all at once; two queries at a time
+def test_cached_queries_equal_the_whole_row(rng, monkeypatch, most):
+    monkeypatch.setattr(api, "_MOST_SCORES", most)
     case = make_case(rng, T=12)
-    case["segment_start"][:] = 0
-    whole, _ = run(make_mesh(1, 1), case)
-    tail = case | {"q": case["q"][:, 9:], "segment_start": case["segment_start"][:, 9:]}
-    got, _ = run(make_mesh(1, 1), tail, query_offset=9)
-    np.testing.assert_allclose(got, whole[:, 9:], atol=1e-6)
+    case["segment_start"][:, 10:] = 4
+    whole = run(make_mesh(1, 1), case, implementation="reference")
+    names = ("q", "segment_start")
+    tail = case | {name: case[name][:, 7:] for name in names}
+    got = run(make_mesh(1, 1), tail, query_offset=7)
+    for a, b in zip(got, whole, strict=True):
+        np.testing.assert_allclose(a, b[:, 7:], atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("prefix_of_row", [False, True])
 def test_heads_may_come_before_tokens(rng, implementation, prefix_of_row):
     case = make_case(rng, T=50, slots=5, prefix_of_row=prefix_of_row)
-    for mesh in (make_mesh(1, 1), make_mesh(2, 4)):
+    for mesh in (make_mesh(1, 1), make_mesh(2, 4), make_mesh(1, 8)):
         got = run(mesh, case, implementation=implementation, heads_first=True)
         want = run(mesh, case, implementation=implementation)
         for a, b in zip(got, want, strict=True):
@@ -314,14 +347,25 @@ def test_shapes_that_do_not_fit_are_refused(rng):
         run(make_mesh(1, 1), make_case(rng, T=20), prefix_length=jnp.asarray([5, 5, 5, 5]))
 
 
-@pytest.mark.parametrize(("head_dim", "reason"), [(64, "this is no TPU"), (6, "no heads of 6")])
-def test_the_choice_is_logged_once_with_its_reason(rng, caplog, head_dim, reason):
+@pytest.mark.parametrize("head_dim", [64, 6])
+@pytest.mark.parametrize("tpu", [False, True])
+def test_the_choice_is_logged_once_with_its_reason(rng, caplog, monkeypatch, head_dim, tpu):
+    monkeypatch.setattr(api, "on_tpu", lambda: tpu)
     api._log_once.cache_clear()
     caplog.set_level("INFO", logger=api.__name__)
     for _ in range(2):
         run(make_mesh(1, 1), make_case(rng, B=1, T=20, N=2, K=1, H=head_dim))
     [record] = caplog.records
-    assert record.message.startswith("attention: blocked, as") and reason in record.message
+    assert (
+        record.message
+        == {
+            (False, 64): "attention: blocked, as this is no TPU",
+            (False, 6): "attention: blocked, as this is no TPU",
+            (True, 64): "attention: Pallas kernels",
+            (True, 6): "attention: blocked, as the Pallas kernel serves heads of (64, 128, 256) "
+            "dimensions, not 6",
+        }[tpu, head_dim]
+    )
 
 
 @pytest.mark.parametrize(("N", "K"), [(4, 4), (8, 4), (9, 3), (32, 8), (64, 1)])

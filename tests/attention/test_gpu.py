@@ -91,3 +91,5 @@ def test_what_cudnn_cannot_serve_is_told(monkeypatch):
     assert "not 12" in why_not_cudnn(q[..., :12], False)
     assert "not 39" in why_not_cudnn(q[:, :39], False)
     assert "return_lse must be False" in why_not_cudnn(q, True)
+    long = jnp.zeros((2, 65_536, 1, 8), jnp.bfloat16)
+    assert "at most 4 GiB, not 16" in why_not_cudnn(long, False)

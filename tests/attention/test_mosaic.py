@@ -97,6 +97,15 @@ def test_heads_of_all_kinds_compile(topology, num_heads, num_kv_heads, head_dim,
     assert found.text.count("tpu_custom_call") == 2 or topology.startswith("v4")
 
 
+def test_float16_is_served_without_the_kernels():
+    """Mosaic loads no such vectors."""
+    found = compile_attention(
+        slice_mesh("v5e:4x4", *ALONE), rows=1, num_tokens=256, num_slots=128, dtype=jnp.float16,
+        num_heads=4, num_kv_heads=2, head_dim=128, implementation=None,
+    )  # fmt: skip
+    assert "tpu_custom_call" not in found.text
+
+
 def test_sizes_are_those_of_the_chip_that_is_compiled_for():
     with jax.sharding.use_abstract_mesh(slice_mesh("v5e:4x4", *ALONE).abstract_mesh):
         assert sizes_of_chip() == SIZES[128 * MIB]
@@ -104,11 +113,19 @@ def test_sizes_are_those_of_the_chip_that_is_compiled_for():
         assert sizes_of_chip() == SIZES[16 * MIB]
 
 
-def test_heads_that_the_axis_does_not_divide_are_replicated():
-    """4 kv heads over 8 devices: the kernels run on all of them, without an error."""
+@pytest.mark.parametrize(("num_heads", "on_a_device"), [(16, 2), (12, 12)])
+def test_kv_heads_that_the_axis_does_not_divide(num_heads, on_a_device):
+    """4 kv heads over 8 devices: two share the queries of each, or the kernels run on all."""
     mesh = slice_mesh("v5e:4x4", 2, 8)
     shape = {"rows": 2, "num_tokens": 256, "num_slots": 128, "head_dim": 64}
-    found = compile_attention(mesh, num_heads=12, num_kv_heads=4, **shape)
-    assert found.text.count("tpu_custom_call") == 2
+    found = compile_attention(mesh, num_heads=num_heads, num_kv_heads=4, **shape)
+    kernels = [line for line in found.text.splitlines() if "tpu_custom_call" in line]
+    assert len(kernels) == 2
+    group = on_a_device if on_a_device < 4 else on_a_device // 4
+    kv = on_a_device // group
+    assert all(f"bf16[1,{kv},{group},256,64]" in line for line in kernels)
+
+
+def test_models_of_few_kv_heads_compile_over_more_devices():
     config = LLAMA_3_2_1B
     assert compiled("v5e:4x4", SHARDED, config).text.count("tpu_custom_call") == 2

@@ -11,7 +11,8 @@ in float32.
 Time grows with B * N * T * (P + visible row keys) * H: 2 products of that size forward, 5 backward.
 Memory beside inputs, outputs and gradients: one float32 per query and head (the log-sum-exp), the
 same again in the backward pass. Where the caller's arrays lie tokens first they are turned; inside
-a model XLA gives the projections' outputs the kernels' layout instead. Keys that do not fit VMEM
+a model XLA gives keys and values the kernels' layout instead, and copies what has the size of the
+queries: rotated ones before either kernel, and their gradient. Keys that do not fit VMEM
 (with their gradients, from some 30,000 slots and tokens on v5e and v6e, 14,000 on v5p and tpu7x,
 3,000 on v4) are taken in chunks: the forward kernel reads them anew for each block of queries, the
 backward one runs once a chunk, with a float32 gradient of the queries each time. Figures of the
@@ -81,7 +82,8 @@ def pallas_backward(
       d_out: gradient of the attended values.
 
     Returns:
-      Gradients of q, k, v in their shapes and dtypes, and of prefix_k and prefix_v in float32.
+      Gradients of q, k, v in their shapes and dtypes (that of q in float32 where keys come in
+      chunks, as it is a sum over them), and of prefix_k and prefix_v in float32.
     """
     plan = make_plan(q, k, prefix_k, scale, blocks, interpret, backward=True)
     x = prepare(plan, q, k, v, prefix_k, prefix_v, segment_start, prefix_length)

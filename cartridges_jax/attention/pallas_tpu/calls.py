@@ -28,11 +28,13 @@ class Call:
     scratch: tuple[tuple[int, ...], ...]  # float32
     parallel: tuple[bool, ...]  # axes of the grid whose steps may run on different cores
     products: int  # matrix products of a block
+    chunks: int  # of keys that it runs over, of the plan's
     plan: Plan
 
     def run(self) -> Any:
         plan = self.plan
-        pairs = plan.B * plan.K * plan.G * plan.T * (plan.P + plan.S // 2) // plan.chunks
+        pairs = plan.B * plan.K * plan.G * plan.T * (plan.P + plan.S // 2)
+        pairs = pairs * self.chunks // plan.chunks
         everything = [x for x, _ in (*self.inputs, *self.outputs)]
         return pl.pallas_call(
             self.kernel,
@@ -102,6 +104,7 @@ def forward_call(plan: Plan, x: Inputs) -> Call:
         scratch=((1, plan.folded), (1, plan.folded), (H, plan.folded)),
         parallel=(True, True, True, False),
         products=2,
+        chunks=plan.chunks,
         plan=plan,
     )
 
@@ -160,6 +163,7 @@ def backward_calls(plan: Plan, x: Inputs, d_out: Any, lse: Any, delta: Any) -> l
             # The gradient of a shared prefix is a sum over rows, of the keys one over queries.
             parallel=(True, not plan.shared, False),
             products=5,
+            chunks=1,
             plan=plan,
         )
 

@@ -84,7 +84,7 @@ def _scores(plan: Plan, q: jax.Array, keys: jax.Array, mask: jax.Array | None) -
 def forward_kernel(first, length, q, k, v, pk, pv, start, out, lse, top, total, acc, *, plan):
     """One block of queries of one kv head sees one chunk of keys; the last chunk writes.
 
-    In SMEM: first [B, query blocks], the first key that a block of queries sees; length [R], live
+    In SMEM: first [B, query blocks], the first key that a block of queries sees; length [B], live
     slots. In VMEM, with the G query heads of the kv head folded into bq queries: q, out
     [1, 1, G, bq, H]; k, v [1, 1, keys, H] and the prefix's pk, pv [1, 1, slots, H] of the chunk;
     start [1, 1, bq], the first key of each query; lse [1, 1, G, bq] float32. Kept from chunk to

@@ -176,7 +176,8 @@ class Inputs:
     prefix_k: jax.Array  # [1 or B, K, P, H]
     prefix_v: jax.Array
     segment_start: jax.Array  # [B, 1, T] int32
-    scalars: tuple[jax.Array, jax.Array]  # first key that a query block sees [B, T / bq], P's [B]
+    # First key that a query block sees [B, T / bq]; live slots [B].
+    scalars: tuple[jax.Array, jax.Array]
 
 
 def prepare(plan: Plan, q, k, v, prefix_k, prefix_v, segment_start, prefix_length) -> Inputs:

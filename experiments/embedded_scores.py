@@ -13,9 +13,7 @@ model card quotes it.
 import collections
 import dataclasses
 import json
-import re
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags
@@ -25,7 +23,6 @@ from cartridges_jax import LanguageModel, files, load_model
 from cartridges_jax.embedded.world import asking, genres
 from cartridges_jax.evaluation import suites
 from cartridges_jax.evaluation.arms import Arm, answer
-from cartridges_jax.evaluation.scoring import is_right, wilson
 from cartridges_jax.evaluation.suites import (
     ANSWER_ROOM,
     ANSWER_TOKENS,
@@ -35,6 +32,7 @@ from cartridges_jax.evaluation.suites import (
 )
 from cartridges_jax.metrics import progress
 from experiments.record import files_digest, write_result
+from experiments.type_scores import FULL, NONE, scores_of
 
 _WORK = flags.DEFINE_string("work", "runs/scores", "Folder of answers by document.")
 _WANTED = flags.DEFINE_integer("wanted", 400, "Questions of each type in each set.", 1)
@@ -45,11 +43,7 @@ _OUT = flags.DEFINE_string("out", "experiments/results/embedded_scores.json", "R
 
 GROUP = 64  # questions answered together
 PER_DOCUMENT = 12  # most questions of a type about one document
-FULL, NONE = "full context", "no context"
-TWO_ANSWERS = ("yes/no", "compare", "order")  # their conclusion alone is scored too
-DIRECT = ("lookup", "table", "copy", "update")  # that the text answers, beside "absent"
 CURVE_KINDS = ("lookup", "reverse", "quote")
-_CONCLUSION = re.compile(r"(so yes|so no|The \w+ is .+)\.$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,69 +139,6 @@ def answers_of(model: LanguageModel, part: Set, work: epath.Path) -> list[dict[s
     return found
 
 
-def _share(marks: Iterable[bool]) -> dict[str, float | None]:
-    marks = list(marks)
-    return wilson(sum(marks), len(marks)).as_json()
-
-
-def _conclusion(text: str) -> str:
-    match = _CONCLUSION.search(text)
-    return match[1] if match else ""
-
-
-def scores_of(documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """Shares of right answers by type and arm, over at most the wanted number of questions."""
-    rows: dict[str, list[tuple[Question, dict[str, str]]]] = collections.defaultdict(list)
-    sources: dict[str, set[int]] = collections.defaultdict(set)
-    for number, one in enumerate(documents):
-        for i, fields in enumerate(one["questions"]):
-            question = Question(**fields | {"answers": tuple(fields["answers"])})
-            given = {arm: texts[i] for arm, texts in one["answers"].items()}
-            if len(rows[question.type]) < _WANTED.value:
-                rows[question.type].append((question, given))
-                sources[question.type].add(number)
-
-    def right(q: Question, text: str) -> bool:
-        return is_right(text, q.answers, q.parser)
-
-    types = {}
-    for kind in sorted(rows):
-        arms = rows[kind][0][1]
-        types[kind] = {arm: _share(right(q, g[arm]) for q, g in rows[kind]) for arm in arms}
-        types[kind]["documents"] = len(sources[kind])
-        types[kind]["chance"] = statistics.fmean(q.chance or 0.0 for q, _ in rows[kind])
-        if kind in TWO_ANSWERS:
-            concluded = [(q, g) for q, g in rows[kind] if _conclusion(q.answers[0])]
-            types[kind]["conclusion"] = {
-                arm: _share(_conclusion(g[arm]) == _conclusion(q.answers[0]) for q, g in concluded)
-                for arm in arms
-            }
-    result: dict[str, Any] = {
-        "documents": len(documents),
-        "tokens": [one["tokens"] for one in documents],
-        "tokens_of_fact": statistics.fmean(one["tokens"] / one["facts"] for one in documents),
-        "types": types,
-    }
-    if "absent" in rows:
-        denials = [_denies(g[FULL]) for _, g in rows["absent"]]
-        answers = [not _denies(g[FULL]) for kind in DIRECT for _, g in rows[kind]]
-        result["absent"] = {
-            "denied": _share(denials),
-            "answered": _share(answers),
-            "balanced": (statistics.fmean(denials) + statistics.fmean(answers)) / 2,
-        }
-    wrong = [
-        {"question": q.question, "right": q.answers[0], "given": g[FULL]}
-        for kind in sorted(rows)
-        for q, g in [row for row in rows[kind] if not right(row[0], row[1][FULL])][:4]
-    ]
-    return result | {"errors": wrong}
-
-
-def _denies(text: str) -> bool:
-    return text.strip().endswith("is not in the text.")
-
-
 def main(_) -> None:
     model = load_model("embedded")
     name = f"{model.fingerprint['weights'][:12]}-{_WANTED.value}-{sources_digest()}"
@@ -217,7 +148,7 @@ def main(_) -> None:
             if part.name in _ONLY.value:
                 answers_of(model, part, work)
         return
-    found = {part.name: scores_of(answers_of(model, part, work)) for part in SETS}
+    found = {part.name: scores_of(answers_of(model, part, work), _WANTED.value) for part in SETS}
     write_result(_OUT.value, {"model": model.identity, "sets": found})
     for name, scores in found.items():
         print(f"\n{name}: {scores['documents']} documents")

@@ -11,8 +11,6 @@ have no answer in it, and are counted apart. And the model's speed: tokens a sec
 in scoring. The result is committed as experiments/results/self_study_quality.json.
 """
 
-import collections
-import dataclasses
 import shutil
 import tempfile
 import time
@@ -23,15 +21,12 @@ from etils import epath
 
 from cartridges_jax import Document, LanguageModel, load_model
 from cartridges_jax.distillation.targets import score_targets
-from cartridges_jax.embedded.world.schema import GeneratedDocument
-from cartridges_jax.embedded.world.understanding import understand
 from cartridges_jax.evaluation.arms import Arm
 from cartridges_jax.evaluation.evaluate import decode_rate
-from cartridges_jax.evaluation.scoring import is_right, wilson
-from cartridges_jax.evaluation.suites import parser_of, shown_part
-from cartridges_jax.self_study.conversation import Conversation
-from cartridges_jax.self_study.prompts import RECALL, SKIMMED
+from cartridges_jax.evaluation.suites import shown_part
+from cartridges_jax.self_study.prompts import RECALL
 from cartridges_jax.self_study.synthesize import load_conversations
+from experiments.judging import judge, summary_of
 from experiments.record import write_result
 from experiments.studied_documents import (
     STUDY,
@@ -45,61 +40,7 @@ _WORK = flags.DEFINE_string("work", "runs/table", "Folder of conversations.")
 _DOCUMENTS = flags.DEFINE_integer("documents", 3, "Held-out documents.", 1)
 _OUT = flags.DEFINE_string("out", "experiments/results/self_study_quality.json", "Result file.")
 
-JUDGED, COVERING = 1000, 2000  # conversations of each document: judged; asked about its facts
-
-
-@dataclasses.dataclass(frozen=True)
-class Judgement:
-    """What the ground truth says of one conversation."""
-
-    about: tuple[str, int, int]  # question and chunk
-    answer: str
-    family: str
-    kind: str  # of question; empty where the chunk gives no answer
-    right: bool
-    facts: tuple[tuple[str, str], ...]
-
-
-def judge(shown: GeneratedDocument, one: Conversation) -> Judgement:
-    """Compares a conversation with what its chunk says, which is `shown`."""
-    question, answer = (message["content"] for message in one.messages[:2])
-    turn = understand(shown, question)
-    about = (question, one.chunk.start, one.chunk.end)
-    if turn is None:
-        return Judgement(about, answer, one.family, "", False, ())
-    right = is_right(answer, (turn.answer,), parser_of(turn))
-    return Judgement(about, answer, one.family, turn.kind, right, turn.facts)
-
-
-def summary_of(made: GeneratedDocument, judged: list[Judgement]) -> dict[str, Any]:
-    """The four figures, with what went wrong most."""
-    first = [j for j in judged if j.family != SKIMMED][:JUDGED]
-    skimmed = [j for j in judged if j.family == SKIMMED]
-    refused = [j for j in skimmed if "not in the text" in j.answer]
-    wrongly = [j for j in refused if understand(made, j.about[0])]
-    valid = [j for j in first if j.kind]
-    different = {j.about: j for j in valid}.values()  # the same again is no new evidence
-    asked = {fact for j in judged for fact in j.facts}
-    families = collections.Counter(j.family for j in first)
-    valid_families = collections.Counter(j.family for j in valid)
-    return {
-        "valid": wilson(len(valid), len(first)).as_json(),
-        "right": wilson(sum(j.right for j in different), len(different)).as_json(),
-        "distinct": len({j.about[0] for j in first}) / len(first),
-        "facts": len(made.facts),
-        "covered": len(asked & set(made.facts)) / len(made.facts),
-        "conversations": len(judged),
-        "valid_of_all": wilson(sum(bool(j.kind) for j in judged), len(judged)).as_json(),
-        "skimmed": {
-            "conversations": len(skimmed),
-            "answered with not in the text": len(refused),
-            "though elsewhere in the text": len(wrongly),
-        },
-        "kinds": dict(collections.Counter(j.kind for j in valid).most_common()),
-        "valid_by_family": {f: valid_families[f] / n for f, n in sorted(families.items())},
-        "not_valid": [f"{j.about[0]} / {j.answer}" for j in first if not j.kind][:20],
-        "missed": [" / ".join(fact) for fact in sorted(set(made.facts) - asked)][:20],
-    }
+COVERING = 2000  # conversations of each document that ask about its facts
 
 
 def speed(model: LanguageModel, document: Document, data: epath.Path) -> dict[str, Any]:

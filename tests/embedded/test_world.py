@@ -118,6 +118,26 @@ def test_answers_rest_on_the_text(kind):
     assert drawn > 20
 
 
+def test_what_came_next_is_the_next_in_time():
+    told = 0
+    for seed in range(12):
+        document = made(genres.CHRONICLE, seed, size=8000)
+        year = {
+            thing: int(f.value) for (thing, noun), f in document.facts.items() if noun == "year"
+        }
+        rng = random.Random(seed)
+        for _ in range(20):
+            turn = asking.draw_turn(rng, document, "order")
+            match = turn and re.fullmatch(r"After the (.*) came the (.*)\.", turn.answer)
+            if match and year.keys() >= {*match.groups()}:
+                before, after = match.groups()
+                assert before in turn.question and year[before] <= year[after]
+                between = [y for y in year.values() if year[before] < y < year[after]]
+                assert not between
+                told += 1
+    assert told > 20
+
+
 def test_conclusions_are_right():
     for seed in range(30):
         document = made(genres.REPORT, seed, size=8000)

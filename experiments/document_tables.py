@@ -119,7 +119,7 @@ def self_study(result: Result) -> str:
         )
         for of in result["documents"].values()
     ]  # fmt: skip
-    head = ("document", "can be answered from the chunk", "different", "answered right",
+    head = ("document", "can be answered from the text", "different", "answered right",
             "facts asked about", "refused of those skimmed", "dropped")  # fmt: skip
     decode, scoring = result["speed"]["decode"], result["speed"]["scoring"]
     rate = f"{decode['median']:,.0f} ({decode['min']:,.0f} to {decode['max']:,.0f})"

@@ -21,7 +21,7 @@ def test_every_table_stands_in_one_document():
 
 def of_the_weights():
     answers = sorted((RESULTS / "cartridge_answers").glob("*.json"))
-    names = ("embedded_scores", "self_study_quality", "cartridge_table")
+    names = ("embedded_scores", "self_study_quality", "cartridge_table", "int8_drift")
     return [*(RESULTS / f"{name}.json" for name in names), *answers]
 
 

@@ -217,6 +217,19 @@ def cartridges_by_type(result: Result) -> str:
     return _table(("question type", "n", *names), rows)
 
 
+def cartridges_by_document(result: Result) -> str:
+    """Each document's differences to full context, in points."""
+    short = result["short_documents"]
+    arms = [a for a in _arms(short["accuracy"]) if a.startswith(("cartridge", "templates", RANDOM))]
+    rows = []
+    for of, differences in zip(short["documents"], short["differences_by_document"], strict=True):
+        about = f"{of['genre']}, {of['tokens']} tokens, {of['facts']} facts"
+        rows.append((about, str(of["questions"]), *(_difference(differences[a]) for a in arms)))
+    of_size = {"cartridge": "{} slots", "templates": "{}, questions by template"}
+    names = [of_size[kind].format(slots) for kind, slots in map(str.split, arms[:-1])]
+    return _table(("document", "n", *names, f"{short['baseline_slots']}, {RANDOM}"), rows)
+
+
 def long_document(result: Result) -> str:
     """Accuracy on a document of twice the window."""
     if "long_document" not in result:  # of a table that is not finished
@@ -234,6 +247,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "self-study": ("self_study_quality.json", self_study),
     "cartridges": ("cartridge_table.json", cartridges),
     "cartridges by type": ("cartridge_table.json", cartridges_by_type),
+    "cartridges by document": ("cartridge_table.json", cartridges_by_document),
     "long document": ("cartridge_table.json", long_document),
 }
 

@@ -139,8 +139,8 @@ def _synthesize(values: flags.FlagValues) -> None:
     print(
         f"{shards.num_records} conversations about {len(documents)} documents in {values.out} "
         f"({shards.total('dropped')} more did not end, or the settings did not keep them)\n"
-        f"next: cartridges train {_model_flags(values)} --corpus={values.corpus} "
-        f"--data={values.out} --out=FOLDER"
+        f"next: cartridges train {_model_flags(values)} "
+        f"{shlex.join([f'--corpus={values.corpus}', f'--data={values.out}'])} --out=FOLDER"
     )
 
 
@@ -166,7 +166,7 @@ def _train(values: flags.FlagValues) -> None:
         f"trained {cartridge.num_slots} slots on {data['conversations']} conversations "
         f"({data['dropped']} fit no row and were left out)\n"
         f"use it: cartridges chat {_model_flags(values)} "
-        f"--cartridge={cartridge_path(values.out)}"
+        f"--cartridge={shlex.quote(os.fspath(cartridge_path(values.out)))}"
     )
 
 

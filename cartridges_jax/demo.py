@@ -18,7 +18,7 @@ from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.config import check_ranges, setting
 from cartridges_jax.corpus import Document, load_documents
 from cartridges_jax.distillation.targets import score_targets
-from cartridges_jax.distillation.train import TrainConfig, cartridge_path, train
+from cartridges_jax.distillation.train import MAX_SEED, TrainConfig, cartridge_path, train
 from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation import arms, report
 from cartridges_jax.evaluation.arms import CARTRIDGE, FULL_CONTEXT, TRUNCATED
@@ -60,7 +60,7 @@ class DemoConfig:
     sizes: Literal["three", "one"] = setting(
         "three", "three: also half and double of num_slots, for the plot over sizes."
     )
-    seed: int = setting(0, "Seed of everything.", at_least=0)
+    seed: int = setting(0, "Seed of everything.", at_least=0, at_most=MAX_SEED)
 
 
 def run_demo(

@@ -5,8 +5,11 @@ is removed when the folder is opened the next time. Paths are `etils.epath`s; on
 disk are accepted so far, because nothing here has been tried on object storage.
 """
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -32,8 +35,10 @@ def local_path(path: epath.PathLike) -> epath.Path:
     """Returns a path that a person gave, with `~` expanded.
 
     Raises:
-      InputError: if it is not on a local disk.
+      InputError: if it is empty or not on a local disk.
     """
+    if not os.fspath(path):
+        raise InputError("a path is empty; write . for the current folder")
     if "://" in os.fspath(path):
         raise InputError(f"{path} is not on a local disk; copy it here, or write here and copy")
     return epath.Path(path).expanduser()
@@ -42,6 +47,17 @@ def local_path(path: epath.PathLike) -> epath.Path:
 def temporary_name(final: epath.Path) -> epath.Path:
     """The name that a file has until it is whole; it tells whose it is."""
     return final.with_name(f"{final.name}{_TEMPORARY}{os.getpid()}")
+
+
+@contextlib.contextmanager
+def locked(folder: epath.Path) -> Iterator[None]:
+    """Keeps other processes that ask for the same out of a folder; they wait."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def sweep(folder: epath.Path) -> None:
@@ -70,9 +86,9 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
     commit(temporary, path)
 
 
-def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes JSON, indented, whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+def write_json(path: epath.PathLike, value: Any, indent: int | None = 2) -> None:
+    """Writes JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=indent) + "\n").encode())
 
 
 def cache_folder() -> epath.Path:

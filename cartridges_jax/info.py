@@ -87,11 +87,12 @@ def _cartridge(path: epath.Path) -> dict[str, Any]:
 
 
 def _shards(shards: ShardSet) -> dict[str, Any]:
-    model = shards.inputs.get("model", {})
+    model = shards.inputs.get("model")
+    weights = model.get("weights") if isinstance(model, dict) else None
     described: dict[str, Any] = {
         shards.name: f"{shards.num_records} in {len(shards.shards)} shards "
         f"(hash {shards.fingerprint[:12]})",
-        f"{shards.name} model": f"weights {model.get('weights', '?')[:12]}",
+        f"{shards.name} model": f"weights {str(weights or '?')[:12]}",
     }
     if shards.name == conversation.SHARDS:
         names = [d["name"] for d in shards.inputs.get("corpus", [])]

@@ -28,8 +28,12 @@ def corpus_text(documents: Sequence[Document]) -> tuple[str, str]:
     return "", "\n\n".join(f"# {d.title}\n\n{d.text}" for d in documents)
 
 
-def cut_context(model: LanguageModel, title: str, text: str, num_slots: int) -> np.ndarray:
+def cut_context(
+    model: LanguageModel, title: str, text: str, num_slots: int, what: str = "the document"
+) -> np.ndarray:
     """Returns the rendered context cut to `num_slots` tokens, its closing tokens kept.
+
+    `what` names the text in the error.
 
     Raises:
       InputError: if the context has fewer tokens than that.
@@ -38,7 +42,7 @@ def cut_context(model: LanguageModel, title: str, text: str, num_slots: int) -> 
     closing = model.template.context_closing()
     if len(context) < num_slots:
         raise InputError(
-            f"the document has {len(context)} tokens as a context, fewer than the {num_slots} "
+            f"{what} has {len(context)} tokens as a context, fewer than the {num_slots} "
             "slots asked for; a cartridge is meant to be smaller than its text, lower num_slots"
         )
     if num_slots <= len(closing):
@@ -56,7 +60,7 @@ def first_tokens(
 
 def given_text(model: LanguageModel, text: str, num_slots: int, num_frozen: int) -> Cartridge:
     """The KV of the first tokens of any text."""
-    return model.kv_as_cartridge(cut_context(model, "", text, num_slots), num_frozen)
+    return model.kv_as_cartridge(cut_context(model, "", text, num_slots, "init_text"), num_frozen)
 
 
 def sampled_spans(

@@ -73,16 +73,19 @@ class MetricsLog:
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     """Reads a metrics log; a last line cut by a kill is left out."""
     path = epath.Path(path)
-    return list(_whole_lines(path.read_text())) if path.exists() else []
+    return list(_whole_lines(path.read_bytes())) if path.exists() else []
 
 
-def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines(keepends=True):
-        if line.endswith("\n"):
+def _whole_lines(data: bytes) -> Iterator[dict[str, Any]]:
+    for line in data.splitlines(keepends=True):
+        if line.endswith(b"\n"):
             try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise InputError(f"a line of metrics.jsonl is damaged: {line[:40]!r}") from error
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise InputError(f"a line of metrics.jsonl is damaged: {line[:40]!r}")
+            yield row
 
 
 def _event_writer(folder: str, resume_step: int) -> Any:

@@ -53,8 +53,8 @@ class ShardSet:
         difference = first_difference(existing.inputs, inputs)
         if difference:
             raise InputError(
-                f"{folder} holds {name} made with {difference}; choose another folder or remove "
-                "this one"
+                f"{folder} holds {name} made with {difference}; choose another folder, or remove "
+                f"{cls._manifest(folder, name).name} there to make them again"
             )
         return existing
 
@@ -72,8 +72,9 @@ class ShardSet:
         try:
             fields = json.loads(path.read_text())
             shards = {int(index): dict(shard) for index, shard in fields["shards"].items()}
-            if not all({"records", "sha256"} <= shard.keys() for shard in shards.values()):
-                raise KeyError("records, sha256")
+            for shard in shards.values():
+                if not (isinstance(shard["records"], int) and isinstance(shard["sha256"], str)):
+                    raise TypeError("records and sha256 must be a number and a text")
             return cls(folder, name, dict(fields["inputs"]), shards)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error!r}); remove it to start over") from error
@@ -100,19 +101,34 @@ class ShardSet:
         return sum(shard.get(count, 0) for shard in self.shards.values())
 
     def write(self, index: int, records: Sequence[bytes], **facts: int | str | list[int]) -> None:
-        """Writes shard `index` and lists it, with `facts` about what it holds."""
+        """Writes shard `index` and lists it, with `facts` about what it holds.
+
+        What another process has listed meanwhile stays listed. Time and memory grow with the
+        shards that there are, since the whole manifest is written.
+
+        Raises:
+          InputError: if another process has begun the set anew from other inputs.
+        """
         path = self.path(index)
         temporary = files.temporary_name(path)
         writer = ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
         for record in records:
             writer.write(record)
         writer.close()
-        files.commit(temporary, path)
-        self.shards[index] = {"records": len(records), "sha256": _hash(records), **facts}
-        shards = {str(i): self.shards[i] for i in sorted(self.shards)}
-        files.write_json(
-            self._manifest(self.folder, self.name), {"inputs": self.inputs, "shards": shards}
-        )
+        shard = {"records": len(records), "sha256": _hash(records), **facts}
+        manifest = self._manifest(self.folder, self.name)
+        with files.locked(self.folder):
+            if manifest.exists():
+                listed = self.read(self.folder, self.name)
+                difference = first_difference(listed.inputs, self.inputs)
+                if difference:
+                    temporary.unlink()
+                    raise InputError(f"another process has begun {manifest} with {difference}")
+                self.shards = listed.shards
+            files.commit(temporary, path)
+            self.shards[index] = shard
+            shards = {str(i): self.shards[i] for i in sorted(self.shards)}
+            files.write_json(manifest, {"inputs": self.inputs, "shards": shards}, indent=None)
 
     def records(self, index: int) -> list[bytes]:
         """Reads a shard.

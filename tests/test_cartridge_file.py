@@ -95,18 +95,38 @@ def test_a_cut_file_is_refused(cartridge, tmp_path):
 def test_other_files_are_refused(cartridge, tmp_path):
     path = tmp_path / "a.cartridge"
     keys = np.ones((1, 2, 3, 4), np.float32)
+    good = {"format_version": 1, "num_frozen": 0, "next_position": 2, "provenance": {}}
     headers = {
         "not a whole cartridge": None,
         "num_frozen": {"format_version": 1},
         "format 9": {"format_version": 9, "num_frozen": 0, "next_position": 2, "provenance": {}},
+        "no JSON object": [],
+        "-1 frozen of 2 slots": good | {"num_frozen": -1},
+        "3 frozen of 2 slots": good | {"num_frozen": 3},
+        "next position -7": good | {"next_position": -7},
+        "next position 1099511627776": good | {"next_position": 2**40},
+        "a model of another form": good | {"provenance": {"model": []}},
+        "has a model of": good | {"provenance": {"model": {"weights": 3}}},
+        "a corpus of another form": good | {"provenance": {"corpus": "abc"}},
+        "has a corpus of": good | {"provenance": {"corpus": [{}]}},
     }
     for words, header in headers.items():
         metadata = None if header is None else {"cartridge": json.dumps(header)}
         path.write_bytes(safetensors.numpy.save({"keys": keys, "values": keys}, metadata=metadata))
         with pytest.raises(InputError, match=words):
             Cartridge.load(path)
-    with pytest.raises(InputError, match="there is no cartridge file"):
-        Cartridge.load(tmp_path / "none.cartridge")
+    metadata = {"cartridge": json.dumps(good)}
+    slots = {"keys": keys.astype(np.int32), "values": keys.astype(np.int32)}
+    path.write_bytes(safetensors.numpy.save(slots, metadata=metadata))
+    with pytest.raises(InputError, match="'I32'"):
+        Cartridge.load(path)
+    nested = {"cartridge": "[" * 100_000 + "]" * 100_000}
+    path.write_bytes(safetensors.numpy.save({"keys": keys, "values": keys}, metadata=nested))
+    with pytest.raises(InputError, match="not a whole cartridge"):
+        Cartridge.load(path)
+    for missing in (tmp_path / "none.cartridge", tmp_path):
+        with pytest.raises(InputError, match="there is no cartridge file"):
+            Cartridge.load(missing)
 
 
 def test_values_that_are_not_finite_are_refused(cartridge, tmp_path):

@@ -209,6 +209,7 @@ def test_a_mesh_that_does_not_fit(capsys, tmp_path):
 def test_paths_that_are_not_local(capsys):
     fails(capsys, ["demo", "--out=gs://bucket/x"], "not on a local disk")
     fails(capsys, ["demo", "--corpus=gs://bucket/x.txt", "--out=x"], "not on a local disk")
+    fails(capsys, ["synthesize", "--corpus=", "--out="], "a path is empty")
 
 
 def test_a_cut_cartridge_file(capsys, tmp_path, made):

@@ -1,5 +1,9 @@
 """Shards: what is listed is whole, what is not listed does not exist."""
 
+import multiprocessing
+import subprocess
+import sys
+
 import pytest
 
 from cartridges_jax.errors import InputError
@@ -47,13 +51,59 @@ def test_cut_missing_and_changed_files_are_found(shards):
 
 
 def test_temporary_files_of_a_killed_run_are_removed(shards):
-    stale = shards.folder / "things-00009.array_record.tmp-123"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    stale = shards.folder / f"things-00009.array_record.tmp-{ended.pid}"
     stale.write_bytes(b"half")
     ShardSet.open(shards.folder, "things", {"seed": 1})
     assert not stale.exists()
 
 
-def test_a_damaged_manifest_is_one_sentence(shards):
-    (shards.folder / "things.manifest.json").write_text("{")
+def test_what_another_process_has_listed_stays(shards):
+    other = ShardSet.open(shards.folder, "things", {"seed": 1})
+    shards.write(5, [b"mine"])
+    other.write(6, [b"its"])
+    assert set(ShardSet.read(shards.folder, "things").shards) == {0, 2, 5, 6}
+    assert shards.total("tokens") == 7
+
+
+def _write_some(folder, indices):
+    mine = ShardSet.open(folder, "things", {"seed": 1})
+    for index in indices:
+        mine.write(index, [b"x" * index])
+
+
+def test_two_processes_that_write_together_lose_nothing(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    both = [
+        context.Process(target=_write_some, args=(str(tmp_path), range(i, 60, 2))) for i in (0, 1)
+    ]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert set(ShardSet.read(tmp_path, "things").shards) == set(range(60))
+
+
+def test_a_set_that_was_begun_anew_is_not_mixed_with_the_old(shards):
+    manifest = shards.folder / "things.manifest.json"
+    manifest.unlink()
+    ShardSet.open(shards.folder, "things", {"seed": 2}).write(0, [b"new"])
+    with pytest.raises(InputError, match="another process"):
+        shards.write(1, [b"old"])
+    assert ShardSet.read(shards.folder, "things").records(0) == [b"new"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        '{"inputs": {}, "shards": {"0": {"records": "2", "sha256": "x"}}}',
+        '{"inputs": {}, "shards": {"0": {"records": 2, "sha256": 5}}}',
+        '{"inputs": {}, "shards": {"0": {"sha256": "x"}}}',
+    ],
+)
+def test_a_damaged_manifest_is_one_sentence(shards, text):
+    (shards.folder / "things.manifest.json").write_text(text)
     with pytest.raises(InputError, match="is damaged"):
         ShardSet.read(shards.folder, "things")

@@ -7,11 +7,17 @@ reads half a passage asks about what is in the other half.
 """
 
 import dataclasses
+import itertools
 import random
 import re
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from cartridges_jax.errors import InputError
+
+TRIES = 10_000  # windows that are drawn until one shows text
+BYTES_OF_CHARACTER = 4  # at most, each of which may be a token
+NO_CHARACTER = "\ufffd"  # what a decoder makes of bytes that are none
 LONGEST_CUT = 0.4  # of a window's characters, at either end
 SENTENCE_END = r"[.!?][\"')\]]*(?=\s|$)"
 _BREAKS = (re.compile(r"\n"), re.compile(rf"{SENTENCE_END}\s"))  # the stronger first
@@ -64,6 +70,23 @@ def whole_passages(text: str, begins_inside: bool, ends_inside: bool) -> str:
     return text[start:end].strip()
 
 
+def _whole_characters(tokenizer: Tokens, token_ids: Sequence[int], window: range) -> str:
+    """What a window shows, without the tokens at its ends that are only part of a character.
+
+    Decoders turn more than the cut character into `NO_CHARACTER`, some all bytes beside it.
+    """
+    from_start = range(BYTES_OF_CHARACTER if window.start > 0 else 1)
+    from_end = range(BYTES_OF_CHARACTER if window.stop < len(token_ids) else 1)
+    best = None
+    for first, last in sorted(itertools.product(from_start, from_end), key=sum):
+        text = tokenizer.decode(token_ids[window.start + first : window.stop - last])
+        if best is None or text.count(NO_CHARACTER) < best.count(NO_CHARACTER):
+            best = text
+        if NO_CHARACTER not in text:
+            break
+    return best or ""
+
+
 def draw_chunk(
     rng: random.Random,
     tokenizer: Tokens,
@@ -73,8 +96,18 @@ def draw_chunk(
     min_tokens: int,
     max_tokens: int,
 ) -> Chunk:
-    """Draws a chunk of the document that `token_ids` are the text of."""
-    window = draw_window(rng, len(token_ids), min_tokens, max_tokens)
-    text = tokenizer.decode(token_ids[window.start : window.stop])
-    text = whole_passages(text, window.start > 0, window.stop < len(token_ids))
-    return Chunk(name, title, text, window.start, window.stop)
+    """Draws a chunk of the document that `token_ids` are the text of, anew where it is blank.
+
+    Raises:
+      InputError: if the document is blank nearly everywhere.
+    """
+    for _ in range(TRIES):
+        window = draw_window(rng, len(token_ids), min_tokens, max_tokens)
+        text = _whole_characters(tokenizer, token_ids, window)
+        text = whole_passages(text, window.start > 0, window.stop < len(token_ids))
+        if text:
+            return Chunk(name, title, text, window.start, window.stop)
+    raise InputError(
+        f"{name} is blank in {TRIES:,} places of {min_tokens} to {max_tokens} tokens; "
+        "remove the blanks, or raise chunk_min_tokens"
+    )

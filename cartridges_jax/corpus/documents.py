@@ -1,8 +1,9 @@
 """Loads a corpus: one text file or a folder of them, in a fixed order.
 
-A document is a name (path below the corpus), a title and a text. The title is a leading Markdown
-heading where there is one (it is then left out of the text), else the name. In a folder, files
-that are not UTF-8 text are left out and counted; a single file that is not text is an error.
+A document is a name (path below the corpus), a title and a text. The title is the Markdown heading
+that a text begins with (it is then left out of the text), else the name; source code has none, as
+its first comment looks alike. In a folder, files that are not UTF-8 text are left out and counted;
+a single file that is not text is an error.
 """
 
 import dataclasses
@@ -19,6 +20,8 @@ from cartridges_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
 
+WITH_HEADINGS = frozenset({"", ".md", ".markdown", ".txt"})  # endings of texts
+HEAD_BYTES = 8192  # read to tell text from other files, which may be large
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
 
 
@@ -40,17 +43,23 @@ def parse_document(name: str, content: str) -> Document:
     """Splits a leading Markdown heading off as the title."""
     content = content.replace("\r\n", "\n").strip()
     first, _, rest = content.partition("\n")
-    if first.startswith("# ") and rest.strip():
+    has_heading = pathlib.PurePath(name).suffix.lower() in WITH_HEADINGS
+    if has_heading and first.startswith("# ") and rest.strip():
         return Document(name, first.removeprefix("# ").strip(), rest.strip())
     return Document(name, name, content)
 
 
 def _read_text(path: epath.Path) -> str | None:
     """Returns the file's text, or None where it cannot be read as UTF-8 text."""
+    if not pathlib.Path(path).is_file():  # epath calls all files that are no folders
+        return None  # a dangling link, a pipe, or a folder that we may not list
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(HEAD_BYTES)
+            if b"\0" not in data:
+                data += file.read()
     except OSError:
-        return None  # a dangling link, or a file that we may not read
+        return None
     if b"\0" in data:
         return None
     try:
@@ -59,9 +68,22 @@ def _read_text(path: epath.Path) -> str | None:
         return None
 
 
+def _readable(name: str) -> str:
+    """A file's name as text, whatever bytes it is of."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
-    """Yields the files of a folder and its folders by name; hidden ones are left out."""
-    for entry in sorted(folder.iterdir()):
+    """Yields the files of a folder and its folders by name; hidden ones are left out.
+
+    A folder that may not be listed is yielded itself.
+    """
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        yield folder
+        return
+    for entry in entries:
         if entry.name.startswith(".") or entry.name in SKIPPED_FOLDERS:
             continue
         if entry.is_dir() and not pathlib.Path(entry).is_symlink():  # a link may lead in circles
@@ -86,18 +108,22 @@ def load_documents(path: str | os.PathLike[str]) -> list[Document]:
             raise InputError(f"{path} is not UTF-8 text that can be read; convert it first")
         if not text.strip():
             raise InputError(f"{path} is empty; a corpus needs some text")
-        return [parse_document(root.name, text)]
+        return [parse_document(_readable(root.name), text)]
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise InputError(f"the folder {path} may not be read by this user")
     documents, skipped = [], []
     for file in _files_below(root):
-        name = "/".join(file.relative_to(root).parts)
+        name = _readable("/".join(file.relative_to(root).parts))
         text = _read_text(file)
         if text is None:
             skipped.append(name)
         elif text.strip():
             documents.append(parse_document(name, text))
     if skipped:
-        _log.warning("left out %d files that are not text, such as %s", len(skipped), skipped[0])
+        _log.warning(
+            "left out %d files that are not readable text, such as %s", len(skipped), skipped[0]
+        )
     if not documents:
-        binary = f" ({len(skipped)} files there are not text)" if skipped else ""
+        binary = f" ({len(skipped)} files there are not text or unreadable)" if skipped else ""
         raise InputError(f"the folder {path} holds no text to read{binary}")
     return documents

@@ -82,6 +82,9 @@ class TrainingCheckpoints:
         leaves, structure = jax.tree.flatten(like)
         try:
             saved = self._checkpointer.load(latest, {str(i): x for i, x in enumerate(leaves)})
+            progress = self._checkpointer.metadata(latest).custom_metadata
+            if not progress:  # `save` always writes it
+                raise ValueError("its metadata is gone or damaged")
         except (ValueError, KeyError, OSError) as error:
             where = f"{self._checkpointer.directory}/{latest.step}"
             raise InputError(
@@ -89,6 +92,4 @@ class TrainingCheckpoints:
                 f"({str(error).splitlines()[0]})"
             ) from error
         state = jax.tree.unflatten(structure, [saved[str(i)] for i in range(len(leaves))])
-        metadata = self._checkpointer.metadata(latest)
-        assert metadata.custom_metadata is not None  # `save` always writes it
-        return latest.step, state, metadata.custom_metadata
+        return latest.step, state, progress

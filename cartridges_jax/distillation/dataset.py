@@ -81,12 +81,19 @@ def packed_data(
     kept = dropped = positions = longest = 0
     for index, shard in shards.shards.items():
         shards.records(index)  # checks that the file is whole
+        if not {"row_tokens", "row_targets"} <= shard.keys():
+            raise InputError(
+                f"{shards.folder}: {shards.name}.manifest.json does not say how long the rows of "
+                f"shard {index} are; remove it to score them again"
+            )
         for tokens, num_targets in zip(shard["row_tokens"], shard["row_targets"], strict=True):
             if tokens <= shape.num_tokens and 0 < num_targets <= shape.num_targets:
                 kept, positions = kept + 1, positions + num_targets
                 longest = max(longest, tokens)
             else:
                 dropped += 1
+    if not kept + dropped:
+        raise InputError(f"{shards.folder} holds no {shards.name}")
     if not kept:
         raise InputError(
             f"none of the {dropped} conversations in {shards.folder} fits a row of "

@@ -25,6 +25,7 @@ from cartridges_jax.config import digest
 from cartridges_jax.corpus import Document
 from cartridges_jax.corpus.chunkers import draw_window
 from cartridges_jax.distillation.lm_head import gather_positions, top_log_probabilities
+from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import progress
 from cartridges_jax.models.chat_template import Suffix
@@ -98,17 +99,24 @@ def score_targets(
         of the conversation (as in the paper's runs).
 
     Raises:
-      InputError: if there are no conversations, or targets of another model.
+      InputError: if there are no conversations, they do not fit the model's window, or there are
+        targets of another model.
     """
     folder = files.local_path(data)
     conversations = ShardSet.read(folder, conversation.SHARDS)
     inputs = {
         "conversations": digest(conversations.inputs),
+        "corpus": conversations.inputs.get("corpus"),
         "model": model.fingerprint,
         "top_j": TOP_J,
         "loss_on": loss_on,
     }
-    targets = ShardSet.open(folder, SHARDS, inputs)
+    sources = {index: shard["sha256"] for index, shard in conversations.shards.items()}
+    if (folder / f"{SHARDS}.manifest.json").exists():
+        found = ShardSet.read(folder, SHARDS)
+        if found.inputs == inputs and sources == {i: s["source"] for i, s in found.shards.items()}:
+            return found  # perhaps of a folder that may only be read
+    targets = ShardSet.open(files.output_folder(folder), SHARDS, inputs)
     bar = progress(conversations.num_records, "score", "conv", targets.num_records)
     for index in sorted(conversations.shards):
         source = conversations.shards[index]["sha256"]
@@ -132,8 +140,21 @@ def _score_unit(
     if not found:
         return []
     chunk = found[0].chunk
-    prefix = model.read(model.template.render_context(chunk.title, chunk.text))
+    if any(one.chunk != chunk for one in found):
+        raise InputError(
+            f"conversation {found[0].id} is about another chunk than others of its shard, and a "
+            "shard's conversations are scored together; write a shard for each chunk"
+        )
+    context = model.template.render_context(chunk.title, chunk.text)
     suffixes = [model.template.render_suffix(c.messages) for c in found]
+    longest = max(len(suffix.token_ids) for suffix in suffixes)
+    if len(context) + longest > model.config.window:
+        raise InputError(
+            f"a chunk of {chunk.document} has {len(context)} tokens as a context and a "
+            f"conversation about it {longest}, more than the teacher's window of "
+            f"{model.config.window}; lower chunk_max_tokens"
+        )
+    prefix = model.read(context)
     records = []
     step = BATCH_STEP * model.mesh.shape[DATA]
     for start in range(0, len(suffixes), step):

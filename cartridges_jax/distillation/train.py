@@ -44,6 +44,7 @@ from cartridges_jax.shards import ShardSet
 
 Initializer = Literal["first_tokens", "sampled_spans", "text", "random"]
 ADAM_B1, ADAM_B2 = 0.9, 0.95
+MAX_SEED = 2**32 - 1  # Grain's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class TrainConfig:
     )
     learning_rate: float = setting(5e-2, "Peak learning rate of Adam.", above=0)
     final_rate_share: float = setting(
-        0.1, "Last learning rate, as a share of the peak (linear).", at_least=0
+        0.1, "Learning rate after the last step, as a share of the peak (linear).", at_least=0
     )
     warmup_steps: int = setting(
         10, "Steps over which the learning rate rises from near 0.", at_least=0
@@ -93,7 +94,9 @@ class TrainConfig:
     checkpoint_every: int = setting(
         50, "Steps between checkpoints, and between validations.", above=0
     )
-    seed: int = setting(0, "Seed of the order of the data and of random initialisers.", at_least=0)
+    seed: int = setting(
+        0, "Seed of the order of the data and of random initialisers.", at_least=0, at_most=MAX_SEED
+    )
 
     def row_shape(self) -> RowShape:
         usual = self.row_length if self.loss_on == "all" else self.row_length // 2
@@ -101,7 +104,7 @@ class TrainConfig:
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """Linear warm-up that is over zero at step 0, then linear decay to the last step."""
+    """Linear warm-up that is over zero at step 0, then linear decay up to `num_steps`."""
     decay = max(1, config.num_steps - config.warmup_steps)
 
     def rate(step):
@@ -272,6 +275,8 @@ def train(
                 if saving:
                     if validate is not None:
                         values["score"] = validate(nnx.merge(graphdef, trainable, frozen))
+                        if not np.isfinite(values["score"]):
+                            raise InputError(f"validate scored {values['score']} at step {step}")
                     if best["score"] is None or values["score"] >= best["score"]:
                         best = {"step": step, "score": values.get("score")}
                         best_slots = jax.tree.map(jnp.copy, trainable)
@@ -338,12 +343,13 @@ def _open_targets(
     """Opens the targets in `data`, scoring conversations that have none yet.
 
     Raises:
-      InputError: if they are about other documents or were scored by another model.
+      InputError: if they are about other documents, hold other positions or were scored by another
+        model.
     """
     folder = files.local_path(data)
+    given = [{"name": d.name, "sha256": d.sha256} for d in documents]
     if (folder / f"{conversation.SHARDS}.manifest.json").exists():
         studied = ShardSet.read(folder, conversation.SHARDS).inputs.get("corpus")
-        given = [{"name": d.name, "sha256": d.sha256} for d in documents]
         difference = first_difference(studied, given, "corpus")
         if difference:
             raise InputError(f"the conversations in {folder} are about other text: {difference}")
@@ -352,4 +358,11 @@ def _open_targets(
     difference = first_difference(targets.inputs.get("model"), model.fingerprint, "model")
     if difference:
         raise InputError(f"the targets in {folder} were scored by another model: {difference}")
+    if "text" in targets.inputs:
+        asked: dict[str, Any] = {"text": [d.sha256 for d in documents]}
+    else:
+        asked = {"corpus": given, "loss_on": loss_on}
+    difference = first_difference({name: targets.inputs.get(name) for name in asked}, asked)
+    if difference:
+        raise InputError(f"the targets in {folder} are not those asked for: {difference}")
     return targets

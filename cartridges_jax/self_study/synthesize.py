@@ -250,8 +250,8 @@ def synthesize(
             raise InputError(
                 f"after {index} chunks only {shards.num_records} of {config.num_conversations} "
                 "conversations ended within their tokens and were kept; raise question_max_tokens "
-                "and answer_max_tokens, lower min_question_confidence and min_answer_confidence, "
-                "or set kept_share=1"
+                "and answer_max_tokens, or lower min_question_confidence and "
+                f"min_answer_confidence{', or set kept_share=1' if config.kept_share < 1 else ''}"
             )
         if index not in shards.shards:
             found = _study_unit(index, drawer, client, config)

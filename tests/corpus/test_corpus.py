@@ -1,9 +1,11 @@
 """Documents and chunks."""
 
 import collections
+import os
 import random
 
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,6 +47,24 @@ def test_chunks_are_whole_passages_of_their_window(embedded, seed):
     assert len(chunk.text) >= 0.2 * len(shown) - 2
 
 
+@pytest.mark.parametrize("text", ["漢字仮名交じり文を読む。" * 30, "Well 😀 done 🎉 now. " * 20])
+def test_chunks_begin_and_end_with_whole_characters(embedded, text):
+    """The tokenizer spells these characters in bytes, a token each."""
+    ids = embedded.tokenizer.encode(text)
+    for seed in range(30):
+        chunk = draw_chunk(random.Random(seed), embedded.tokenizer, "d", "t", ids, 20, 90)
+        assert chunk.text and chunk.text in text
+
+
+def test_no_chunk_is_blank(embedded):
+    ids = embedded.tokenizer.encode("Ada Brown lives in Oslo." + "\n \n" * 400 + "The end.")
+    for seed in range(30):
+        assert draw_chunk(random.Random(seed), embedded.tokenizer, "d", "t", ids, 5, 10).text
+    blank = embedded.tokenizer.encode("\n \n" * 40)
+    with pytest.raises(InputError, match="d is blank in 10,000 places of 5 to 10 tokens"):
+        draw_chunk(random.Random(0), embedded.tokenizer, "d", "t", blank, 5, 10)
+
+
 @pytest.mark.parametrize(
     ("text", "begins_inside", "ends_inside", "whole"),
     [
@@ -72,12 +92,41 @@ def test_a_folder_is_read_in_order_and_without_what_is_not_text(tmp_path):
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / ".hidden").write_text("no")
+    (tmp_path / "video.mp4").write_bytes(b"text at first" + bytes(20_000))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to("nowhere")
     documents = load_documents(tmp_path)
     assert [(d.name, d.title, d.text) for d in documents] == [
         ("a.md", "Title of a", "first\nline"),
         ("b.txt", "b.txt", "second"),
         ("sub/c.py", "sub/c.py", "print('third')"),
     ]
+
+
+def test_a_comment_is_no_title_and_a_heading_is(tmp_path):
+    for name in ("train.py", "notes", "notes.md"):
+        (tmp_path / name).write_text("# Copyright\nthe rest")
+    titles = [(d.title, d.text) for d in load_documents(tmp_path)]
+    assert titles == [
+        ("Copyright", "the rest"),
+        ("Copyright", "the rest"),
+        ("train.py", "# Copyright\nthe rest"),
+    ]
+
+
+def test_names_need_not_be_utf8(tmp_path):
+    (epath.Path(tmp_path) / os.fsdecode(b"caf\xe9.txt")).write_text("coffee")
+    [document] = load_documents(tmp_path)
+    assert document.name == "caf\ufffd.txt" and document.sha256
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_folders_that_may_not_be_read(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "closed").mkdir(mode=0)
+    assert len(load_documents(tmp_path)) == 1 and "closed" in caplog.text
+    with pytest.raises(InputError, match="may not be read"):
+        load_documents(tmp_path / "closed")
 
 
 def test_hashes_follow_the_text(tmp_path):

@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from cartridges_jax.corpus import Document
+from cartridges_jax.corpus.chunkers import Chunk
 from cartridges_jax.distillation import targets as targets_file
 from cartridges_jax.distillation.dataset import RowShape, packed_data
 from cartridges_jax.distillation.lm_head import top_log_probabilities
 from cartridges_jax.distillation.loss import Targets, distillation_loss, full_teacher_loss
 from cartridges_jax.distillation.targets import encode_record
-from cartridges_jax.distillation.train import prefix_loss
+from cartridges_jax.distillation.train import TrainConfig, prefix_loss, train
 from cartridges_jax.errors import InputError
+from cartridges_jax.models.chat_template import Message
 from cartridges_jax.models.int8 import quantize
+from cartridges_jax.self_study.conversation import Conversation
 from cartridges_jax.sharding import DATA, place
 from cartridges_jax.shards import ShardSet
 from tests.conftest import MESHES, make_tiny_model
@@ -343,6 +347,24 @@ def test_teacher_targets_are_those_of_the_whole_context(embedded, tmp_path):
         ]  # fmt: skip
 
 
+def test_what_the_teacher_cannot_read_is_refused(tiny, tmp_path):
+    """Conversations may come from another model, with a longer window or other shards."""
+    told = (Message(role="user", content="Who?"), Message(role="assistant", content="Ada."))
+
+    def scored(name, *texts):
+        chunks = [Chunk("d", "t", text, 0, 9) for text in texts]
+        made = [Conversation(f"0-{i}", c, "f", "p", told) for i, c in enumerate(chunks)]
+        conversations = ShardSet.open(tmp_path / name, "conversations", {"corpus": []})
+        conversations.write(0, [one.to_bytes() for one in made])
+        return targets_file.score_targets(tiny, tmp_path / name)
+
+    with pytest.raises(InputError, match="more than the teacher's window of 512"):
+        scored("long", "Ada lives in Oslo. " * 200)
+    with pytest.raises(InputError, match="about another chunk"):
+        scored("mixed", "Ada lives in Oslo.", "Ira lives in Rome.")
+    assert scored("right", *["Ada lives in Oslo."] * 2).num_records == 2
+
+
 def test_targets_may_be_on_all_tokens_and_hard(embedded, tmp_path):
     """With `loss_on="all"` every token after the first is predicted; hard labels are the row's."""
     from cartridges_jax.evaluation.suites import held_out_document
@@ -357,6 +379,10 @@ def test_targets_may_be_on_all_tokens_and_hard(embedded, tmp_path):
         np.testing.assert_array_equal(row["target_index"], np.arange(n - 1))
     with pytest.raises(InputError, match="loss_on"):
         targets_file.score_targets(embedded, tmp_path, "answers")
+    (tmp_path / "conversations.manifest.json").unlink()  # targets alone tell what they are of
+    for asked, change in ((document, {}), (Document("d", "d", "Other."), {"loss_on": "all"})):
+        with pytest.raises(InputError, match="are not those asked for"):
+            train(embedded, [asked], tmp_path, tmp_path / "run", TrainConfig(**change))
 
     batch = next(iter(packed_data(shards, RowShape(128, 128), 2, 0, "tokens").batches))
     assert batch["top_ids"].shape == (2, 128, 1) and not batch["top_logprobs"].any()

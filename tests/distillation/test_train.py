@@ -154,6 +154,7 @@ def test_initialisers(tiny, initializer):
         ({"num_frozen": 12}, "it must leave some"),
         ({"num_slots": 480, "row_length": 512}, "exceed the model's window"),
         ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 2**32}, "seed must be at most 4294967295"),
         ({"final_rate_share": -0.5}, "final_rate_share must be at least 0"),
         ({"row_length": 1}, "raise row_length"),
         ({"learning_rate": 3e38}, "lower learning_rate"),
@@ -164,11 +165,31 @@ def test_settings_that_cannot_work_are_refused(tiny, tmp_path, change, words):
         run(tiny, tmp_path, "run", dataclasses.replace(CONFIG, **change))
 
 
+def test_a_score_that_is_no_number_is_refused(tiny, tmp_path):
+    with pytest.raises(InputError, match="validate scored nan at step 3"):
+        run(tiny, tmp_path, "run", validate=lambda cartridge: float("nan"))
+
+
+def test_a_checkpoint_without_its_metadata_is_refused(tiny, tmp_path):
+    run(tiny, tmp_path, "run")
+    for file in (tmp_path / "run" / "checkpoints").glob("*/_CHECKPOINT_METADATA"):
+        file.write_text("{}")
+    with pytest.raises(InputError, match="cannot be read; remove it"):
+        run(tiny, tmp_path, "run")
+
+
+@pytest.mark.parametrize("line", [b"{}", b"3", b"\xff", b'{"step": "1"}'])
+def test_a_damaged_log_is_one_sentence(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
+    with pytest.raises(InputError, match="is damaged"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
 def test_other_settings_and_other_models_are_refused(tiny, tmp_path):
     run(tiny, tmp_path, "run")
     with pytest.raises(InputError, match=r"learning_rate=0\.02, now learning_rate=0\.01"):
         run(tiny, tmp_path, "run", dataclasses.replace(CONFIG, learning_rate=0.01))
-    with pytest.raises(InputError, match=r"corpus\[0\]\.sha256"):
+    with pytest.raises(InputError, match=r"not those asked for: text\[0\]"):
         text = [Document("d", "People", "Other text. " * 40)]
         train(tiny, text, tmp_path / "data", tmp_path / "run", CONFIG)
     other = make_tiny_model()

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable
 
 from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.errors import InputError
-from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.language_model import LanguageModel, check_generation
 from cartridges_jax.models.chat_template import Message
+from cartridges_jax.models.generate import Sampling
 
 
 def chat(
@@ -26,19 +27,30 @@ def chat(
       temperature: of sampling.
       lines: questions; None for the terminal.
       write: takes the text of the answers, piece by piece.
+
+    Raises:
+      InputError: if the cartridge belongs to another model, or no answer could be generated with
+        these settings.
     """
     model.check_cartridge(cartridge)
+    check_generation(Sampling(temperature), max_tokens, 1, ())
+    if cartridge.next_position + max_tokens >= model.config.window:
+        raise InputError(
+            f"a cartridge that ends at position {cartridge.next_position} and {max_tokens=} leave "
+            f"no room for a question in the model's window of {model.config.window}; lower "
+            "max_tokens"
+        )
     titles = ", ".join(d["name"] for d in cartridge.provenance.get("corpus", [])[:3])
     write(f"Ask about {titles or 'the text'}. /new forgets the conversation, /quit ends.\n")
     messages: list[Message] = []
     for turn, line in enumerate(_terminal_lines() if lines is None else lines):
-        question = line.strip()
+        question = line.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
         if question == "/quit":
             break
         if question == "/new":
             messages = []
             write("(new conversation)\n")
-        if not question or question.startswith("/"):
+        if question in ("", "/new"):
             continue
         messages.append(Message(role="user", content=question))
         text = ""

@@ -176,9 +176,17 @@ def _define_evaluate(values: flags.FlagValues) -> None:
     _define_model(values)
     _string(values, "cartridge", None, "The .cartridge file to evaluate.")
     _string(values, "corpus", None, "The text it was made of: for the controls.")
-    _string(values, "questions", "", "JSON Lines of {question, answers}; may be left out if ...")
     _string(
-        values, "held_out", "", "... a folder of conversations that training did not see is given."
+        values,
+        "questions",
+        "",
+        "JSON Lines of {question, answers}; may be left out if --held_out is given.",
+    )
+    _string(
+        values,
+        "held_out",
+        "",
+        "Conversations that training did not see; may be left out if --questions are given.",
     )
     _string(
         values, "data", "", "Training conversations; held-out ones that ask the same do not count."
@@ -314,7 +322,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; what is finished is kept, the same command goes on", file=sys.stderr)
+        goes_on = argv[0] in ("demo", "synthesize", "train")
+        kept = "; what is finished is kept, the same command goes on" if goes_on else ""
+        print(f"\nstopped{kept}", file=sys.stderr)
         return 130
     return 0
 

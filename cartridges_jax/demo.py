@@ -38,6 +38,7 @@ from cartridges_jax.self_study.synthesize import EMBEDDED_STUDY, SynthesisConfig
 from cartridges_jax.sharding import DATA
 
 DOCUMENT_TOKENS = 500
+FEWEST_SLOTS = 4
 VALIDATION_QUESTIONS, TEST_QUESTIONS = 48, 120
 NO_ANSWERS = (
     "Nobody knows the right answers for this text. The figures say how closely the cartridge "
@@ -167,8 +168,14 @@ def _sizes(model: LanguageModel, documents: Sequence[Document], config: DemoConf
             f"the corpus has {context} tokens as a context, fewer than num_slots="
             f"{config.num_slots}; a cartridge is meant to be smaller than its text"
         )
+    most = min(context, model.config.window - TrainConfig.row_length)  # a row is behind it
+    if not FEWEST_SLOTS <= config.num_slots <= most:
+        raise InputError(
+            f"num_slots must be from {FEWEST_SLOTS} to {most}, which a text of {context} tokens "
+            f"and a window of {model.config.window} leave, got {config.num_slots}"
+        )
     others = [] if config.sizes == "one" else [config.num_slots // 2, config.num_slots * 2]
-    return sorted([config.num_slots, *(size for size in others if 4 <= size <= context)])
+    return sorted([config.num_slots, *(n for n in others if FEWEST_SLOTS <= n <= most)])
 
 
 def _explain(model: LanguageModel, documents: Sequence[Document], sizes: Sequence[int]) -> None:

@@ -61,7 +61,7 @@ def _results(path: epath.Path) -> dict[str, Any]:
             if "held_out" in arm:
                 words.append(f"KL {arm['held_out']['kl']:.4f} nats a token")
             described[name] = ", ".join(words)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} holds no results of an evaluation ({error!r})") from error
     return described
 

@@ -7,6 +7,7 @@ an entry point.
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -217,7 +218,7 @@ class LanguageModel:
         """
         prefix = self.as_prefix(cartridge)
         sampling = Sampling(float(temperature), top_k, float(top_p))
-        _check_generation(sampling, max_new_tokens, batch_size, stop)
+        check_generation(sampling, max_new_tokens, batch_size, stop)
         rendered = [self.render_prompt(p, has_context=prefix is not None) for p in prompts]
         if any(not ids for ids in rendered):
             raise InputError("a prompt to generate from is empty")
@@ -267,7 +268,7 @@ class LanguageModel:
         """
         prefix = self.as_prefix(cartridge)
         sampling = Sampling(float(temperature), top_k, float(top_p))
-        _check_generation(sampling, max_new_tokens, 1, stop)
+        check_generation(sampling, max_new_tokens, 1, stop)
         ids = self.render_prompt(prompt, has_context=prefix is not None)
         if not ids:
             raise InputError("a prompt to generate from is empty")
@@ -402,15 +403,17 @@ def _short(value: Any) -> str:
     return value[:12] if isinstance(value, str) else str(value)
 
 
-def _check_generation(
+def check_generation(
     sampling: Sampling, max_new_tokens: int, batch_size: int, stop: Sequence[str]
 ) -> None:
+    """Raises InputError for settings of `generate` that cannot be used."""
     temperature, top_k, top_p = sampling
     if max_new_tokens < 1 or batch_size < 1:
         raise InputError(f"{max_new_tokens=} and {batch_size=} must be above 0")
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+    if not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
         raise InputError(
-            f"{temperature=} and {top_k=} must be at least 0, {top_p=} above 0 and at most 1"
+            f"{temperature=} and {top_k=} must be numbers of at least 0, {top_p=} above 0 and at "
+            "most 1"
         )
     if isinstance(stop, str) or not all(stop):
         raise InputError(f"stop must be a list of texts, none empty, got {stop!r}")

@@ -93,7 +93,7 @@ def test_chat_answers_and_remembers(made, embedded, capsys):
 
     said: list[str] = []
     cartridge = Cartridge.load(made / "run" / "run.cartridge")
-    lines = ["Who lives in Oslo?", "", "/new", "When was he born?", "/quit", "never read"]
+    lines = ["Who lives in Oslo?", "", "/new", "/etc/hosts \udcff?", "/quit", "never read"]
     chat(embedded, cartridge, 24, 0.0, lines, said.append)
     text = "".join(said)
     assert text.startswith("Ask about text.md") and "(new conversation)" in text
@@ -167,6 +167,24 @@ def test_a_prefix_of_zero(capsys, tmp_path, made, corpus):
         f"--out={tmp_path}",
     ]
     fails(capsys, [*argv, "--num_slots=0"], "num_slots must be above 0, got 0")
+    for slots in (1, 1600):  # before hours of self-study
+        fails(
+            capsys, ["demo", f"--num_slots={slots}", f"--out={tmp_path / 'out'}"],
+            f"num_slots={slots}" if slots > 1000 else "num_slots must be from 4 to",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--max_tokens=0", "max_new_tokens=0"),
+        ("--max_tokens=1000000", "lower max_tokens"),
+        ("--temperature=-1", "temperature=-1.0"),
+        ("--temperature=nan", "temperature=nan"),
+    ],
+)
+def test_a_chat_that_could_answer_nothing(capsys, made, flag, words):
+    fails(capsys, ["chat", f"--cartridge={made / 'run' / 'run.cartridge'}", flag], words)
 
 
 def test_an_output_that_cannot_be_written(capsys, tmp_path):

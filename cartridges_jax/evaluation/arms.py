@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from cartridges_jax import initializers
@@ -25,6 +26,8 @@ FULL_CONTEXT = "full context"
 FULL_KV = "full KV"
 TRUNCATED = "truncated"
 CARTRIDGE = "cartridge"
+MOST_ROWS = 64  # answered together
+CACHE_BYTES = 4 * 2**30  # of a device, for their caches
 OF_ANY_SIZE = (NO_CONTEXT, FULL_CONTEXT, FULL_KV)  # do not depend on the cartridge
 _PASSAGE_END = re.compile(rf"{SENTENCE_END}|(?<=\S)$", re.MULTILINE)
 
@@ -115,8 +118,17 @@ def cartridge_arm(cartridge: Cartridge, name: str = CARTRIDGE) -> Arm:
 def answer(
     model: LanguageModel, arm: Arm, questions: Sequence[str], max_new_tokens: int
 ) -> list[str]:
-    """Greedy answers to the questions, each a user's message after the arm's context."""
+    """Greedy answers to the questions, each a user's message after the arm's context.
+
+    As many run together as `CACHE_BYTES` of each device hold the caches of.
+    """
     suffixes = [model.render_prompt(question, has_context=True) for question in questions]
     prompts = [[*arm.prompt_head, *suffix] for suffix in suffixes]
-    generations = model.generate(prompts, arm.prefix, max_new_tokens=max_new_tokens)
+    # Each row has a cache of its own for what follows the prefix.
+    row = max(map(len, prompts), default=0) + max_new_tokens
+    row_bytes = row * model.config.kv_floats_per_token * jnp.dtype(model.dtype).itemsize
+    most = max(1, min(MOST_ROWS, CACHE_BYTES * model.mesh.size // row_bytes))
+    generations = model.generate(
+        prompts, arm.prefix, max_new_tokens=max_new_tokens, batch_size=most
+    )
     return [g.text for g in generations]

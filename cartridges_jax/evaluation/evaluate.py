@@ -7,12 +7,14 @@ Always: KV bytes of each arm and decode tokens a second of full context against 
 
 import dataclasses
 import hashlib
+import logging
 import os
 import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from cartridges_jax import files
@@ -40,6 +42,8 @@ from cartridges_jax.self_study.conversation import Conversation
 from cartridges_jax.self_study.synthesize import load_conversations
 from cartridges_jax.shards import ShardSet
 
+_log = logging.getLogger(__name__)
+
 SAMPLES = 12  # held-out questions whose answers are shown
 TIMING_RUNS = 3
 TIMING_TOKENS = 64
@@ -49,7 +53,9 @@ TIMING_TOKENS = 64
 class EvaluateConfig:
     """Settings of an evaluation."""
 
-    answer_max_tokens: int = setting(96, "Longest answer, tokens; a longer one is wrong.", above=0)
+    answer_max_tokens: int = setting(
+        96, "Longest answer, tokens; a longer one is cut there.", above=0
+    )
     throughput_batch: int = setting(
         16, "Requests that decode together when speed is measured; 0: off.", at_least=0
     )
@@ -348,8 +354,16 @@ def decode_rate(model: LanguageModel, arm: Arm, batch: int) -> dict[str, Any] | 
         )
         return time.perf_counter() - started
 
-    seconds(TIMING_TOKENS)  # compiles; how many tokens are made is not compiled in
-    differences = [seconds(2 * TIMING_TOKENS) - seconds(TIMING_TOKENS) for _ in range(TIMING_RUNS)]
+    try:
+        seconds(TIMING_TOKENS)  # compiles; how many tokens are made is not compiled in
+        differences = [
+            seconds(2 * TIMING_TOKENS) - seconds(TIMING_TOKENS) for _ in range(TIMING_RUNS)
+        ]
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _log.warning("%s: %d requests do not fit the memory; no speed", arm.name, batch)
+        return None
     runs = [batch * TIMING_TOKENS / d for d in differences if d > 0]
     if not runs:
         return None  # a busy machine: the longer generations took no longer than the short ones

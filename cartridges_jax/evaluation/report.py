@@ -36,7 +36,7 @@ def _svg(draw: Callable[[Any], None], width: float = 6.4, height: float = 3.4) -
     """Draws one plot and returns it as inline SVG; the same data gives the same bytes."""
     with plt.rc_context({"svg.hashsalt": "cartridges", "font.size": 10, "axes.grid": True,
                          "grid.alpha": 0.3, "axes.spines.top": False,
-                         "axes.spines.right": False}):  # fmt: skip
+                         "axes.spines.right": False, "text.parse_math": False}):  # fmt: skip
         figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
         draw(axes)
         out = io.StringIO()
@@ -247,7 +247,7 @@ def summary_table(results: dict[str, Any]) -> str:
         lines.append(
             f"({results['accuracy']['cartridge']['all']['n']} questions with known answers)"
         )
-    if "held_out" in results:
+    if "held_out" in results and not has_accuracy:
         held = results["held_out"]
         lines.append(
             f"({held['conversations']} held-out conversations; KL and log-perplexity in nats a "

@@ -25,9 +25,10 @@ def normalise(text: str) -> str:
 
 
 def _contains(text: str, words: str) -> bool:
-    """Whether words stand in a text from border to border: "4" is neither in "14" nor in "4.5"."""
+    """Whether words stand in a text from border to border: "4" is not in "14", "4.5" or "-4"."""
     wanted = re.escape(normalise(words))
-    return bool(re.search(rf"(?<!\w)(?<!\d[.,]){wanted}(?!\w)(?![.,]\d)", normalise(text)))
+    before = r"(?<!\w)(?<!\d[.,])(?<!(?<!\w)[-\u2212](?=\d))"
+    return bool(re.search(rf"{before}{wanted}(?!\w)(?![.,]\d)", normalise(text)))
 
 
 def _canonical_json(text: str) -> str | None:

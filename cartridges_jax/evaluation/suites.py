@@ -69,6 +69,7 @@ def load_questions(path: str | os.PathLike[str]) -> list[Question]:
 def _parse_question(line: str, where: str, name: str) -> Question:
     try:
         fields = json.loads(line)
+        json.dumps(fields, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("question"), str):

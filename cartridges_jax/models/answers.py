@@ -43,9 +43,8 @@ def read_answer(
 
 def settled(answer: Generation, stop: Sequence[str]) -> str:
     """The part of a growing text that will not change: no cut character, no half of a stop text."""
-    text = answer.text
     if answer.finish_reason:
-        return text
+        return answer.text
+    text = answer.text.rstrip("\ufffd")  # of these some will become one character
     held = max(map(len, stop), default=1) - 1
-    text = text[: max(0, len(text) - held)]
-    return text.rstrip("\ufffd")
+    return text[: max(0, len(text) - held)]

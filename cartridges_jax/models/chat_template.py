@@ -15,6 +15,7 @@ tokens were generated.
 
 import dataclasses
 import functools
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -103,9 +104,13 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.source = source
         self.options = dict(options or {})
+        taken = sorted(self.options.keys() & self._variables([]).keys())
+        if taken:
+            raise InputError(f"the template's variables {taken} are set by this package")
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
         )
+        environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda _format: TEMPLATE_DATE
         try:
@@ -309,8 +314,19 @@ class ChatTemplate:
     def _jinja(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         """Runs the template on protected contents; what it returns is still protected."""
         safe = [m | {"content": self._protect(m["content"])} for m in messages]
-        fields: dict[str, Any] = {
-            "messages": safe,
+        try:
+            return self._template.render(
+                **(self._variables(safe, add_generation_prompt) | self.options)
+            )
+        except (*_TEMPLATE_ERRORS, jinja2.TemplateError) as error:
+            raise InputError(f"the chat template rejects this conversation: {error}") from error
+
+    def _variables(
+        self, messages: Sequence[Any], add_generation_prompt: bool = False
+    ) -> dict[str, Any]:
+        """What every template is given."""
+        return {
+            "messages": messages,
             "add_generation_prompt": add_generation_prompt,
             "bos_token": self.tokenizer.bos_token or "",
             "eos_token": self.tokenizer.eos_token or "",
@@ -318,10 +334,6 @@ class ChatTemplate:
             "tools": None,
             "documents": None,
         }
-        try:
-            return self._template.render(**(fields | self.options))
-        except (*_TEMPLATE_ERRORS, jinja2.TemplateError) as error:
-            raise InputError(f"the chat template rejects this conversation: {error}") from error
 
     def _protect(self, content: str) -> str:
         return self._look_alike.sub(lambda m: m[0] + _BREAK, content)
@@ -349,6 +361,12 @@ def _shared_length(a: str, b: str) -> int:
         return len(b)
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), len(a))
+
+
+def _to_json(value: Any, **options: Any) -> str:
+    """Transformers' `tojson`: jinja's own escapes what HTML and ASCII do not have."""
+    options.setdefault("ensure_ascii", False)
+    return json.dumps(value, **options)
 
 
 def _raise(message: str) -> None:

@@ -139,7 +139,7 @@ def parse_config(fields: dict[str, Any], where: str = "config.json") -> ModelCon
     biased = bool(fields.get("attention_bias")) and family in ("llama", "qwen3")
     vocabulary = size("vocab_size")
     bos, eos = fields.get("bos_token_id"), required("eos_token_id")
-    eos = _token_ids(eos, vocabulary, where)
+    eos = _token_ids(_listed(eos), vocabulary, where)
     return ModelConfig(
         family=family,
         vocab_size=vocabulary,
@@ -157,7 +157,7 @@ def parse_config(fields: dict[str, Any], where: str = "config.json") -> ModelCon
         qk_norm=family == "qwen3",
         tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
         max_position_embeddings=window,
-        bos_token_id=None if bos is None else _token_ids(bos, vocabulary, where)[0],
+        bos_token_id=next(iter(_token_ids(_listed(bos), vocabulary, where)), None),
         eos_token_ids=eos,
     )
 
@@ -167,9 +167,15 @@ def _given(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _token_ids(value: Any, vocabulary: int, where: str) -> tuple[int, ...]:
-    """One id or a list of ids, all of them in the vocabulary."""
-    ids = value if isinstance(value, list) else [value]
+def _listed(value: Any) -> list[Any]:
+    """A list of what may be one, none or several."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _token_ids(ids: list[Any], vocabulary: int, where: str) -> tuple[int, ...]:
+    """Token ids, all of them in the vocabulary."""
     for token in ids:
         if type(token) is not int or not 0 <= token < vocabulary:
             raise InputError(f"{where}: {token!r} is no token of the {vocabulary} there are")
@@ -182,11 +188,12 @@ def _refuse_options(fields: dict[str, Any], family: str, where: str) -> None:
     for name in _REFUSED:
         if fields.get(name):
             raise InputError(f"{where}: {name} is not supported; remove it if it has no effect")
-    # Mistral slides its window wherever one is named (transformers takes 4096 where none is);
-    # Qwen only if told to.
-    slides = fields.get("sliding_window", 4096) if family == "mistral" else None
-    if family.startswith("qwen"):
-        slides = fields.get("sliding_window") if fields.get("use_sliding_window") else None
+    # Mistral slides its window wherever one is named, Qwen only if told to; transformers takes
+    # 4096 where none is.
+    is_told = family == "mistral" or (
+        family.startswith("qwen") and fields.get("use_sliding_window")
+    )
+    slides = fields.get("sliding_window", 4096) if is_told else None
     others = set(fields.get("layer_types") or ()) - {"full_attention"}
     if slides or others:
         what = f"layer_types with {sorted(others)}" if others else f"sliding_window {slides}"
@@ -207,12 +214,12 @@ def read_config(folder: epath.PathLike) -> ModelConfig:
         config = parse_config(fields, str(path))
     except InputError:
         raise
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path} has a field of the wrong type: {error}") from error
     generation = epath.Path(folder) / "generation_config.json"
     if generation.exists():
         more = read_json_object(generation).get("eos_token_id")
-        more = _token_ids([] if more is None else more, config.vocab_size, str(generation))
+        more = _token_ids(_listed(more), config.vocab_size, str(generation))
         ids = dict.fromkeys((*config.eos_token_ids, *more))
         config = dataclasses.replace(config, eos_token_ids=tuple(ids))
     return config
@@ -226,7 +233,7 @@ def read_json_object(path: epath.Path) -> dict[str, Any]:
     """
     try:
         fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InputError(f"{path} holds {type(fields).__name__}, expected an object")

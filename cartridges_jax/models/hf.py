@@ -37,10 +37,13 @@ from cartridges_jax.models.transformer import (
 
 Quantization = Literal["none", "int8"]
 
+_EMBEDDING = "model.embed_tokens.weight"
+_ROWS = 4096  # of a matrix, compared at a time
+
 # Hugging Face name: (our path, their axes, our axes). A group of letters is one merged axis of
 # theirs: torch keeps [out, in] matrices, with heads and head_dim in one.
 _TENSORS = {
-    "model.embed_tokens.weight": ("embedding.weight", "V D", "VD"),
+    _EMBEDDING: ("embedding.weight", "V D", "VD"),
     "lm_head.weight": ("lm_head.weight", "V D", "VD"),
     "model.norm.weight": ("final_norm", "D", "D"),
     "model.layers.#.input_layernorm.weight": ("blocks.attn_norm", "D", "D"),
@@ -235,23 +238,42 @@ def _check_names(folder: epath.Path, holder: dict[str, Any], config: ModelConfig
             shape = tuple(holder[name].get_slice(name).get_shape())
             if shape != wanted:
                 problems.append(f"{name} is {list(shape)}, config.json says {list(wanted)}")
+    if config.tie_embeddings and not _same_rows(holder, "lm_head.weight", _EMBEDDING):
+        problems.append(
+            f"lm_head.weight differs from {_EMBEDDING}, to which config.json ties it; set "
+            "tie_word_embeddings to false, as transformers then reads it"
+        )
     if problems:
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
         shown = "; ".join(problems[:20]) + more
         raise InputError(f"{folder} does not hold the model of its config.json: {shown}")
 
 
+def _same_rows(holder: dict[str, Any], name: str, other: str) -> bool:
+    """Whether two matrices are equal, a block of rows in memory at a time; if both are there."""
+    if name not in holder or other not in holder:
+        return True
+    a, b = holder[name].get_slice(name), holder[other].get_slice(other)
+    if a.get_shape() != b.get_shape():
+        return False
+    count = a.get_shape()[0]
+    blocks = (slice(i, min(i + _ROWS, count)) for i in range(0, count, _ROWS))
+    return all(np.array_equal(a[rows], b[rows]) for rows in blocks)
+
+
 def weight_files(folder: epath.Path) -> list[epath.Path]:
-    """The safetensors files of a model: those that its index names, or the only one.
+    """The safetensors files of a model: the only one, or those that its index names.
+
+    Where there are both it is the only one, as for transformers.
 
     Raises:
       InputError: if there are none, or the index is damaged or names a file that is not there.
     """
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"
     if not index.exists():
-        if not (folder / "model.safetensors").exists():
-            raise InputError(f"no model.safetensors in {folder}, nor an index of several files")
-        return [folder / "model.safetensors"]
+        raise InputError(f"no model.safetensors in {folder}, nor an index of several files")
     names = model_config.read_json_object(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise InputError(f"{index} has no weight_map")

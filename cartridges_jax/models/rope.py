@@ -121,9 +121,11 @@ def parse_rope(fields: dict[str, Any], window: int, where: str) -> Rope:
             scaling = YarnScaling(
                 factor,
                 int(original),
-                _yarn_attention_factor(rope, factor),
-                float(rope.get("beta_fast") or 32),
-                float(rope.get("beta_slow") or 1),
+                number("attention_factor")
+                if rope.get("attention_factor") is not None
+                else _yarn_attention_factor(rope, factor),
+                number("beta_fast") if rope.get("beta_fast") else 32.0,
+                number("beta_slow") if rope.get("beta_slow") else 1.0,
                 bool(rope.get("truncate", True)),
             )
         case _:
@@ -134,9 +136,7 @@ def parse_rope(fields: dict[str, Any], window: int, where: str) -> Rope:
 
 
 def _yarn_attention_factor(rope: dict[str, Any], factor: float) -> float:
-    """The given factor, or 0.1 ln(factor) + 1 of the paper, with DeepSeek's two multipliers."""
-    if rope.get("attention_factor") is not None:
-        return float(rope["attention_factor"])
+    """The paper's 0.1 ln(factor) + 1, with DeepSeek's two multipliers."""
 
     def magnitude(multiplier: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0

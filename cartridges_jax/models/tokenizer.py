@@ -123,7 +123,14 @@ def _load_json(folder: epath.Path, named: dict[str, Any]) -> "JsonTokenizer":
     try:
         if named.get("tokenizer_class") in ("LlamaTokenizer", "LlamaTokenizerFast"):
             fields = _as_llama(fields, named)
-        return JsonTokenizer(json.dumps(fields, ensure_ascii=False), bos, eos)
+        made = JsonTokenizer(json.dumps(fields, ensure_ascii=False), bos, eos)
+        unknown = sorted(token for token in _added_tokens(named) if not made.has_piece(token))
+        if unknown:
+            raise InputError(
+                f"tokenizer_config.json adds the tokens {unknown}, which tokenizer.json does not "
+                "have; save the tokenizer with transformers, which writes them there"
+            )
+        return made
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
     except Exception as error:  # the library raises no narrower class
@@ -237,6 +244,10 @@ class JsonTokenizer(Tokenizer):
         self.vocab_size = max(ids, default=-1) + 1
         words = f"{source}\0{bos_token}\0{eos_token}"
         self.fingerprint = hashlib.sha256(words.encode()).hexdigest()
+
+    def has_piece(self, token: str) -> bool:
+        """Whether the vocabulary or the added tokens have this spelling."""
+        return self._opening.token_to_id(token) is not None
 
     def encode(self, text: str, *, after: After = "nothing") -> list[int]:
         by_place = {"special": self._after_special, "text": self._after_text}

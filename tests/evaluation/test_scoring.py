@@ -117,6 +117,10 @@ def test_parsers(parser, given, right):
         ("The default is 4.5", "4", False),
         ("It cost 1,100 euros.", "100 euros", False),
         ("It cost 100 euros, then 4.", "4", True),
+        ("It fell to -4.", "4", False),
+        ("On pages 3-4.", "4", True),
+        ("It fell to -4.", "-4", True),
+        ("- Oslo\n-Rome", "Rome", True),
     ],
 )
 def test_what_is_contained_has_borders(given, accepted, right):
@@ -163,6 +167,7 @@ def test_truncation_ends_with_a_sentence_and_is_closed(embedded):
         ('{"question": "?", "answer": "x", "parser": "eval"}', "is none of"),
         ('{"question": "?", "answer": "x", "parser": ["exact"]}', "is none of"),
         ("[" * 100_000, "is not JSON"),
+        ('{"question": "\\ud800", "answer": "x"}', "is not JSON"),
         ("", "holds no question"),
     ],
 )

@@ -84,6 +84,17 @@ def test_a_template_that_hides_the_system_turn_is_refused():
         ChatTemplate(TOKENIZER, endless).render_suffix(conversation("Who?", "Ada."))
 
 
+def test_json_in_a_template_is_what_transformers_writes():
+    source = "{% for m in messages %}{{ m | tojson }}<|end|>{% endfor %}"
+    rendered = ChatTemplate(TOKENIZER, source)._jinja(conversation("Où <là>?"))
+    assert '"content": "Où <là>?"' in rendered
+
+
+def test_what_the_package_sets_is_no_option():
+    with pytest.raises(InputError, match=r"\['messages'\] are set by this package"):
+        ChatTemplate(TOKENIZER, "{{ messages }}", {"messages": []})
+
+
 def test_a_template_cannot_reach_out_of_its_sandbox():
     evil = "{{ messages.__class__.__mro__[-1].__subclasses__() }}"
     with pytest.raises(InputError, match="rejects this conversation"):

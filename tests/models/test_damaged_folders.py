@@ -55,6 +55,11 @@ def change_config(folder, **fields):
         ({"eos_token_id": "x"}, "'x' is no token of the 3584"),
         ({"eos_token_id": [2, None]}, "None is no token of the 3584"),
         ({"eos_token_id": [[1]]}, "is no token of the 3584"),
+        ({"rms_norm_eps": 10**400}, "wrong type"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_fast": -1}},
+            "beta_fast of rope must be above 0",
+        ),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
@@ -66,6 +71,10 @@ def change_config(folder, **fields):
         (
             {"architectures": ["Qwen2ForCausalLM"], "layer_types": ["sliding_attention"]},
             "layer_types with .'sliding_attention'. is not supported",
+        ),
+        (
+            {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True},
+            "sliding_window 4096 is not supported",
         ),
     ],
 )
@@ -80,6 +89,7 @@ def test_config(folder, fields, words):
     [
         ("config.json", b"{", "not valid JSON"),
         ("config.json", b"[]", "expected an object"),
+        ("config.json", b"[" * 100_000, "not valid JSON"),
         ("config.json", None, "no config.json"),
         ("tokenizer.model", b"", "SentencePiece"),
         ("tokenizer.model", b"nonsense", "SentencePiece"),
@@ -133,6 +143,27 @@ def test_weights_that_are_not_numbers(folder):
         load_model(folder)
 
 
+def test_a_head_that_is_not_the_embedding_it_is_tied_to(folder):
+    """Transformers then takes the head, and only warns."""
+    path = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    assert read_config(folder).tie_embeddings
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    path.write_bytes(safetensors.numpy.save(tensors))
+    load_model(folder)
+    tensors["lm_head.weight"][-1, -1] += 1
+    path.write_bytes(safetensors.numpy.save(tensors))
+    with pytest.raises(InputError, match="set tie_word_embeddings to false"):
+        load_model(folder)
+
+
+def test_the_whole_file_goes_before_an_index(folder):
+    """As for transformers; the index may be left of an earlier save."""
+    index = {"weight_map": {"a": "gone.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    load_model(folder)
+
+
 def test_a_misshapen_tensor(folder):
     size = read_config(folder).hidden_size
     change_tensor(folder, "model.norm.weight", lambda x: x[:-1])
@@ -150,6 +181,7 @@ def test_a_misshapen_tensor(folder):
     ],
 )
 def test_a_damaged_index(folder, index, words):
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match=words):
         load_model(folder)

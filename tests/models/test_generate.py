@@ -1,5 +1,7 @@
 """Generation does not depend on batches, padding or meshes."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from cartridges_jax.errors import InputError
 from cartridges_jax.models import generate
+from cartridges_jax.models.answers import read_answer, settled
 from cartridges_jax.models.generate import _keep_likely
 from tests.conftest import make_tiny_model
 
@@ -101,6 +104,21 @@ def test_stop_texts_end_an_answer(embedded):
         assert stop[:3] not in streamed
 
 
+@pytest.mark.parametrize("stop", [" € ", "テキス", "😀"])
+@pytest.mark.parametrize("step", [1, 3, 8])
+def test_nothing_of_a_stop_text_is_shown(embedded, stop, step):
+    """Also of characters that the tokenizer spells in bytes, a token each."""
+    tokenizer = embedded.tokenizer
+    for text in ("Preis: 5 € und mehr", "日本語テキスト", "Well 😀 done", "日本語 without it"):
+        ids, shown = tokenizer.encode(text), ""
+        for n in range(step, len(ids) + step, step):
+            answer = read_answer(
+                tokenizer, ids[:n], [0.0] * n, stop_ids=(), stop=[stop], max_new_tokens=len(ids)
+            )
+            shown += settled(answer, [stop])[len(shown) :]
+        assert shown == text.partition(stop)[0]
+
+
 def test_pieces_of_all_answers_are_shown_while_they_grow(embedded):
     context = embedded.kv_as_cartridge(
         embedded.template.render_context("", "Ada Brown's city is Oslo. Bo Falk's city is Rome.")
@@ -173,8 +191,10 @@ def test_samples_come_from_the_kept_tokens(tiny):
     ("options", "words"),
     [
         ({"top_p": 0.0}, "top_p=0.0 above 0"),
-        ({"top_k": -1}, "top_k=-1 must be at least 0"),
+        ({"top_k": -1}, "top_k=-1 must be numbers of at least 0"),
         ({"temperature": -0.5}, "temperature=-0.5"),
+        ({"temperature": math.nan}, "temperature=nan"),
+        ({"temperature": math.inf}, "temperature=inf"),
         ({"stop": ["", "x"]}, "none empty"),
         ({"stop": "x"}, "list of texts"),
         ({"seeds": [1, 2]}, "2 seeds were given for 1 prompts"),

@@ -7,13 +7,14 @@ each document: self-study once with the model's own questions and once with righ
 then a cartridge of each size, started from the text's first tokens; of 20x less also one started
 from random vectors and one trained on the next token of the text. Then one document of twice the
 model's window. Some five hours on two CPU cores. What every arm answered is committed as
-experiments/results/cartridge_answers/, one file a document, and is not asked again where settings,
-text and questions are the same; the table made of all of them is
+experiments/results/cartridge_answers/, one file a document, and is not asked again where an arm's
+settings, text and questions are the same; the table made of all of them is
 experiments/results/cartridge_table.json.
 """
 
 import dataclasses
 import functools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,22 +88,26 @@ LONG_TRAIN = dataclasses.replace(TRAIN, num_steps=3200, num_slots=LONG_SLOTS)
 WINDOW = "truncated to the window"
 
 
-def cartridges(
-    model: LanguageModel, document: Document, made: GeneratedDocument, work: epath.Path, index: int
-) -> dict[str, Cartridge]:
-    """All cartridges of one document, by the name of their arm."""
-    _, data = own_questions(model, document, work, index)
-    folder = data.parent
-    templates, text = folder / "templates", folder / "text"
-    client = TemplateClient(model, made, TEMPLATE_STUDY.conversations_per_chunk)
-    synthesize(model, [document], templates, TEMPLATE_STUDY, client)
-    score_targets(model, data)
-    score_targets(model, templates)
-    text_targets(model, [document], text, **TEXT_ROWS)
-    return {
-        name: train(model, [document], folder / source, folder / name.replace(" ", "_"), config)
-        for name, (source, config) in RUNS.items()
-    }
+def trained(
+    model: LanguageModel,
+    document: Document,
+    made: GeneratedDocument,
+    work: epath.Path,
+    index: int,
+    name: str,
+) -> Cartridge:
+    """The cartridge of document `index` that `RUNS` calls `name`, with the data it needs."""
+    source, config = RUNS[name]
+    folder = work / f"document_{index}"
+    match source:
+        case "data":
+            own_questions(model, document, work, index)
+        case "templates":
+            client = TemplateClient(model, made, TEMPLATE_STUDY.conversations_per_chunk)
+            synthesize(model, [document], folder / source, TEMPLATE_STUDY, client)
+        case "text":
+            text_targets(model, [document], folder / source, **TEXT_ROWS)
+    return train(model, [document], folder / source, folder / name.replace(" ", "_"), config)
 
 
 def controls(model: LanguageModel, document: Document) -> list[Arm]:
@@ -112,6 +117,16 @@ def controls(model: LanguageModel, document: Document) -> list[Arm]:
     return kept + [truncated_arm(model, [document], p, f"truncated {p}") for p in SIZES]
 
 
+def still_valid(earlier: dict[str, Any], made_with: dict[str, Any]) -> dict[str, list[str]]:
+    """What arms have answered whose settings, text and questions are as they were."""
+    then, now = (json.loads(json.dumps(of)) for of in (earlier.get("made_with", {}), made_with))
+    runs_then, runs_now = then.pop("runs", {}), now.pop("runs")
+    if then != now:
+        return {}
+    same = (arm for arm in earlier["answers"] if runs_then.get(arm) == runs_now.get(arm))
+    return {arm: earlier["answers"][arm] for arm in same}
+
+
 def answers_about(
     model: LanguageModel,
     document: Document,
@@ -119,17 +134,32 @@ def answers_about(
     questions: Sequence[Question],
     work: epath.Path,
     index: int,
+    made_with: dict[str, Any],
+    earlier: dict[str, Any],
 ) -> dict[str, Any]:
-    """What every arm answers to every question about one document."""
-    arms = controls(model, document)
-    found = cartridges(model, document, made, work, index)
-    arms += [cartridge_arm(cartridge, arm) for arm, cartridge in found.items()]
+    """What every arm answers to every question about one document.
+
+    What stands in `earlier` and is still valid is not asked again.
+    """
     texts = [q.question for q in questions]
+    kept = still_valid(earlier, made_with)
+    answers, tokens = {}, {}
+    for arm in controls(model, document):
+        tokens[arm.name] = arm.num_tokens
+        answers[arm.name] = kept.get(arm.name) or answer(model, arm, texts, ANSWER_TOKENS)
+    for name, (_, config) in RUNS.items():
+        tokens[name] = config.num_slots
+        if name in kept:
+            answers[name] = kept[name]
+        else:
+            arm = cartridge_arm(trained(model, document, made, work, index, name), name)
+            answers[name] = answer(model, arm, texts, ANSWER_TOKENS)
     return {
         "document": describe(model, document, made, len(questions)),
         "questions": [dataclasses.asdict(q) for q in questions],
-        "tokens": {arm.name: arm.num_tokens for arm in arms},
-        "answers": {arm.name: answer(model, arm, texts, ANSWER_TOKENS) for arm in arms},
+        "tokens": tokens,
+        "answers": answers,
+        "kept": {"arms": list(kept), "made": earlier["made"]} if kept else {},
     }
 
 
@@ -174,6 +204,7 @@ def long_answers(
     made: GeneratedDocument,
     questions: Sequence[Question],
     work: epath.Path,
+    _: dict[str, Any],
 ) -> dict[str, Any]:
     """A document of twice the window: cartridge, truncated text, and the right part alone."""
     data = work / "long" / "data"
@@ -219,8 +250,8 @@ def main(_) -> None:
     documents = list(enumerate(fitting_documents(model, count)))
     for i, (name, document, made) in documents[only:]:
         questions = embedded_questions(made, name, QUESTIONS)
-        make = functools.partial(answers_about, model, document, made, questions, work, i)
         with_ = settings | asked_about(document, questions)
+        make = functools.partial(answers_about, model, document, made, questions, work, i, with_)
         parts.append(found_or_made(folder / f"document_{i}.json", with_, make))
         table = {"made_with": settings, "short_documents": short_documents(parts)}
         print_table(table["short_documents"])

@@ -36,19 +36,23 @@ def write_result(path: epath.PathLike, result: dict[str, Any]) -> None:
 
 
 def found_or_made(
-    path: epath.PathLike, made_with: dict[str, Any], make: Callable[[], dict[str, Any]]
+    path: epath.PathLike,
+    made_with: dict[str, Any],
+    make: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> dict[str, Any]:
     """A result file that was made with these settings; made and written now where there is none.
 
-    So an experiment of many parts goes on where it was, on another machine too.
+    So an experiment of many parts goes on where it was, on another machine too. `make` is given
+    what was made with other settings, or nothing.
     """
     made_with = json.loads(json.dumps(made_with))  # as it reads in the file
     file = epath.Path(path)
+    found: dict[str, Any] = {}
     if file.exists():
         found = json.loads(file.read_text())
         if found.get("made_with") == made_with:
             return found
-    write_result(file, {"made_with": made_with, **make()})
+    write_result(file, {"made_with": made_with, **make(found)})
     return json.loads(file.read_text())
 
 

@@ -224,9 +224,10 @@ def test_a_mesh_that_does_not_fit(capsys, tmp_path):
     fails(capsys, ["demo", "--mesh_model=5", f"--out={tmp_path}"], "cannot be shared by 5")
 
 
-def test_paths_that_are_not_local(capsys):
+def test_paths_that_are_not_local(capsys, tmp_path):
     fails(capsys, ["demo", "--out=gs://bucket/x"], "not on a local disk")
-    fails(capsys, ["demo", "--corpus=gs://bucket/x.txt", "--out=x"], "not on a local disk")
+    argv = ["demo", "--corpus=gs://bucket/x.txt", f"--out={tmp_path}"]
+    fails(capsys, argv, "not on a local disk")
     fails(capsys, ["synthesize", "--corpus=", "--out="], "a path is empty")
 
 

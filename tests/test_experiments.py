@@ -12,6 +12,7 @@ from cartridges_jax.embedded.world.understanding import understand
 from cartridges_jax.evaluation.suites import held_out_document
 from cartridges_jax.self_study.conversation import Conversation
 from cartridges_jax.self_study.prompts import SKIMMED
+from experiments.cartridge_table import still_valid
 from experiments.document_tables import RESULTS
 from experiments.judging import judge, summary_of
 from experiments.table_summary import largest_within, short_documents
@@ -124,6 +125,21 @@ def test_a_large_compression_that_passes_behind_one_that_fails_is_luck():
     assert largest(-0.01, -0.04, -0.06) == 10
     assert largest(-0.01, -0.06, -0.01) == 4
     assert largest(-0.06, -0.01, -0.01) is None
+
+
+def test_only_arms_of_other_settings_are_asked_again():
+    runs = {"cartridge 94": {"num_steps": 1600}, "templates 94": {"num_steps": 1600}}
+    made_with = {"model": "m", "room": [96, 136], "runs": runs}
+    answers = {"full context": ["a"], "cartridge 94": ["b"], "templates 94": ["c"], "gone": ["d"]}
+    then = {"made_with": json.loads(json.dumps(made_with)), "answers": answers}
+    then["made_with"]["runs"]["gone"] = {"num_steps": 1}
+    kept = {arm: answers[arm] for arm in ("full context", "cartridge 94", "templates 94")}
+    assert still_valid(then, made_with) == kept
+    longer = runs | {"templates 94": {"num_steps": 3200}, "templates 58": {"num_steps": 1600}}
+    del kept["templates 94"]
+    assert still_valid(then, made_with | {"runs": longer}) == kept
+    assert still_valid(then, made_with | {"model": "other"}) == {}
+    assert still_valid({}, made_with) == {}
 
 
 def test_the_committed_table_is_of_the_committed_answers():

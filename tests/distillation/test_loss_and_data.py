@@ -347,7 +347,7 @@ def test_teacher_targets_are_those_of_the_whole_context(embedded, tmp_path):
         ]  # fmt: skip
 
 
-def test_what_the_teacher_cannot_read_is_refused(tiny, tmp_path):
+def test_what_the_teacher_cannot_read_is_refused(tiny, tmp_path, monkeypatch):
     """Conversations may come from another model, with a longer window or other shards."""
     told = (Message(role="user", content="Who?"), Message(role="assistant", content="Ada."))
 
@@ -363,6 +363,8 @@ def test_what_the_teacher_cannot_read_is_refused(tiny, tmp_path):
     with pytest.raises(InputError, match="about another chunk"):
         scored("mixed", "Ada lives in Oslo.", "Ira lives in Rome.")
     assert scored("right", *["Ada lives in Oslo."] * 2).num_records == 2
+    monkeypatch.setattr(targets_file.files, "output_folder", None)  # what is whole is only read
+    assert targets_file.score_targets(tiny, tmp_path / "right").num_records == 2
 
 
 def test_targets_may_be_on_all_tokens_and_hard(embedded, tmp_path):

@@ -21,7 +21,7 @@ TOKENS = 1880  # asked of a document; those that leave no room for an answer are
 STUDY = dataclasses.replace(EMBEDDED_STUDY, num_conversations=4096)
 
 SIZES = (470, 188, 94, 58)  # 4x, 10x, 20x and 32x
-TEMPLATE_SIZES = (94,)
+TEMPLATE_SIZES = (94, 58)
 BASELINE_SIZE = 94
 TRAIN = TrainConfig(num_steps=1600)
 # Questions by template are about what the chunk says or does not say in the shares of the test.

@@ -14,7 +14,6 @@ experiments/results/cartridge_table.json.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,7 +57,7 @@ from experiments.studied_documents import (
     own_questions,
     work_folder,
 )
-from experiments.table_summary import scored, short_documents
+from experiments.table_summary import scored, short_documents, still_valid
 from experiments.template_questions import TemplateClient
 
 _WORK = flags.DEFINE_string("work", "runs/table", "Folder for data and checkpoints.")
@@ -115,16 +114,6 @@ def controls(model: LanguageModel, document: Document) -> list[Arm]:
     arms = control_arms(model, [document], SIZES[0], ANSWER_ROOM)
     kept = [arm for arm in arms if arm.name in (NO_CONTEXT, FULL_CONTEXT, FULL_KV)]
     return kept + [truncated_arm(model, [document], p, f"truncated {p}") for p in SIZES]
-
-
-def still_valid(earlier: dict[str, Any], made_with: dict[str, Any]) -> dict[str, list[str]]:
-    """What arms have answered whose settings, text and questions are as they were."""
-    then, now = (json.loads(json.dumps(of)) for of in (earlier.get("made_with", {}), made_with))
-    runs_then, runs_now = then.pop("runs", {}), now.pop("runs")
-    if then != now:
-        return {}
-    same = (arm for arm in earlier["answers"] if runs_then.get(arm) == runs_now.get(arm))
-    return {arm: earlier["answers"][arm] for arm in same}
 
 
 def answers_about(

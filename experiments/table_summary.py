@@ -1,6 +1,7 @@
 """From what every arm has answered to the cartridge table."""
 
 import itertools
+import json
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,16 @@ from cartridges_jax.evaluation.arms import FULL_CONTEXT
 from cartridges_jax.evaluation.evaluate import score_answers
 from cartridges_jax.evaluation.suites import Question
 from experiments.studied_documents import BASELINE_SIZE, SIZES
+
+
+def still_valid(earlier: dict[str, Any], made_with: dict[str, Any]) -> dict[str, list[str]]:
+    """What arms have answered whose settings, text and questions are as they were."""
+    then, now = (json.loads(json.dumps(of)) for of in (earlier.get("made_with", {}), made_with))
+    runs_then, runs_now = then.pop("runs", {}), now.pop("runs")
+    if then != now:
+        return {}
+    same = (arm for arm in earlier["answers"] if runs_then.get(arm) == runs_now.get(arm))
+    return {arm: earlier["answers"][arm] for arm in same}
 
 
 def scored(parts: Sequence[dict[str, Any]], reference: str) -> dict[str, Any]:

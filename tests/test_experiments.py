@@ -12,10 +12,9 @@ from cartridges_jax.embedded.world.understanding import understand
 from cartridges_jax.evaluation.suites import held_out_document
 from cartridges_jax.self_study.conversation import Conversation
 from cartridges_jax.self_study.prompts import SKIMMED
-from experiments.cartridge_table import still_valid
 from experiments.document_tables import RESULTS
 from experiments.judging import judge, summary_of
-from experiments.table_summary import largest_within, short_documents
+from experiments.table_summary import largest_within, short_documents, still_valid
 from experiments.template_questions import TemplateClient
 from experiments.type_scores import scores_of
 

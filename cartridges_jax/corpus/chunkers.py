@@ -77,14 +77,12 @@ def _whole_characters(tokenizer: Tokens, token_ids: Sequence[int], window: range
     """
     from_start = range(BYTES_OF_CHARACTER if window.start > 0 else 1)
     from_end = range(BYTES_OF_CHARACTER if window.stop < len(token_ids) else 1)
-    best = None
+    texts = []
     for first, last in sorted(itertools.product(from_start, from_end), key=sum):
-        text = tokenizer.decode(token_ids[window.start + first : window.stop - last])
-        if best is None or text.count(NO_CHARACTER) < best.count(NO_CHARACTER):
-            best = text
-        if NO_CHARACTER not in text:
-            break
-    return best or ""
+        texts.append(tokenizer.decode(token_ids[window.start + first : window.stop - last]))
+        if NO_CHARACTER not in texts[-1]:
+            return texts[-1]
+    return min(texts, key=lambda text: text.count(NO_CHARACTER))  # the document has some itself
 
 
 def draw_chunk(

@@ -109,8 +109,10 @@ def load_documents(path: str | os.PathLike[str]) -> list[Document]:
         if not text.strip():
             raise InputError(f"{path} is empty; a corpus needs some text")
         return [parse_document(_readable(root.name), text)]
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise InputError(f"the folder {path} may not be read by this user")
+    try:
+        next(root.iterdir(), None)
+    except OSError as error:
+        raise InputError(f"the folder {path} cannot be read: {error.strerror}") from error
     documents, skipped = [], []
     for file in _files_below(root):
         name = _readable("/".join(file.relative_to(root).parts))

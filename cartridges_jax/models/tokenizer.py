@@ -9,7 +9,7 @@ import copy
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import sentencepiece
@@ -50,6 +50,10 @@ class Tokenizer(abc.ABC):
         """Decodes ids; special tokens are left out."""
 
     @abc.abstractmethod
+    def has_piece(self, token: str) -> bool:
+        """Whether a token of this spelling, special or not, has an id."""
+
+    @abc.abstractmethod
     def files(self) -> dict[str, bytes]:
         """The files of the tokenizer by name, as a Hugging Face folder holds them."""
 
@@ -86,12 +90,7 @@ def load_tokenizer(folder: epath.PathLike) -> Tokenizer:
     added = _added_tokens(named)
     if (folder / "added_tokens.json").exists():
         added |= dict.fromkeys(read_json_object(folder / "added_tokens.json"))
-    unknown = sorted(token for token in added if not tokenizer.has_piece(token))
-    if unknown:
-        raise InputError(
-            f"{folder} adds the tokens {unknown} to tokenizer.model, which cannot hold them; save "
-            "the tokenizer with transformers, which writes a tokenizer.json"
-        )
+    _refuse_unknown(tokenizer, added, f"{folder}: {path.name}")
     for name in ("bos_token", "eos_token"):
         if _token_name(named, name, folder) not in (None, getattr(tokenizer, name)):
             raise InputError(
@@ -116,6 +115,16 @@ def _added_tokens(named: dict[str, Any]) -> dict[str, Any]:
     return {e["content"]: e for e in entries if isinstance(e, dict) and "content" in e}
 
 
+def _refuse_unknown(tokenizer: Tokenizer, added: Iterable[str], where: str) -> None:
+    """Raises InputError where other files add tokens that the tokenizer's own does not have."""
+    unknown = sorted(token for token in added if not tokenizer.has_piece(token))
+    if unknown:
+        raise InputError(
+            f"{where} does not have the tokens {unknown}, which other files add; save the "
+            "tokenizer with transformers, which writes them into tokenizer.json"
+        )
+
+
 def _load_json(folder: epath.Path, named: dict[str, Any]) -> "JsonTokenizer":
     path = folder / "tokenizer.json"
     bos, eos = (_token_name(named, name, folder) for name in ("bos_token", "eos_token"))
@@ -124,12 +133,7 @@ def _load_json(folder: epath.Path, named: dict[str, Any]) -> "JsonTokenizer":
         if named.get("tokenizer_class") in ("LlamaTokenizer", "LlamaTokenizerFast"):
             fields = _as_llama(fields, named)
         made = JsonTokenizer(json.dumps(fields, ensure_ascii=False), bos, eos)
-        unknown = sorted(token for token in _added_tokens(named) if not made.has_piece(token))
-        if unknown:
-            raise InputError(
-                f"tokenizer_config.json adds the tokens {unknown}, which tokenizer.json does not "
-                "have; save the tokenizer with transformers, which writes them there"
-            )
+        _refuse_unknown(made, _added_tokens(named), path.name)
         return made
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
@@ -187,7 +191,6 @@ class SentencePieceTokenizer(Tokenizer):
         return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
 
     def has_piece(self, token: str) -> bool:
-        """Whether the model has a piece of this spelling."""
         p = self._processor
         return p.id_to_piece(p.piece_to_id(token)) == token
 
@@ -246,7 +249,6 @@ class JsonTokenizer(Tokenizer):
         self.fingerprint = hashlib.sha256(words.encode()).hexdigest()
 
     def has_piece(self, token: str) -> bool:
-        """Whether the vocabulary or the added tokens have this spelling."""
         return self._opening.token_to_id(token) is not None
 
     def encode(self, text: str, *, after: After = "nothing") -> list[int]:

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import safetensors.numpy
+from etils import epath
 
 from cartridges_jax.embedded.tokenizer_training import CHAT_TEMPLATE
 from cartridges_jax.errors import InputError
 from cartridges_jax.loading import load_model
 from cartridges_jax.models.config import read_config
+from cartridges_jax.models.hf import weight_files
 from cartridges_jax.models.hub import EMBEDDED_FOLDER
 from cartridges_jax.models.rope import YarnScaling
 
@@ -96,7 +98,7 @@ def test_config(folder, fields, words):
         ("tokenizer.model", None, "no tokenizer.json and no tokenizer.model"),
         ("generation_config.json", b'{"eos_token_id": "foo"}', "'foo' is no token of"),
         ("chat_template.jinja", b"\xff\xfe", "cannot be read"),
-        ("added_tokens.json", b'{"<|new|>": 3584}', r"adds the tokens \['<\|new\|>'\]"),
+        ("added_tokens.json", b'{"<|new|>": 3584}', r"does not have the tokens \['<\|new\|>'\]"),
         (
             "tokenizer_config.json",
             b'{"eos_token": "</s>"}',
@@ -161,7 +163,8 @@ def test_the_whole_file_goes_before_an_index(folder):
     """As for transformers; the index may be left of an earlier save."""
     index = {"weight_map": {"a": "gone.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    load_model(folder)
+    assert weight_files(epath.Path(folder)) == [folder / "model.safetensors"]
+    assert load_model(folder).config == read_config(folder)
 
 
 def test_a_misshapen_tensor(folder):

@@ -3,13 +3,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
+MODEL ?= tests/data/test_model
+CORPUS ?= README.md
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-full results lint format clean
 
 demo: .venv/installed-demo
-	$(BIN)/cartridges demo --out=demo
+	$(BIN)/cartridges demo --model=$(MODEL) --corpus=$(CORPUS) --out=demo
 
 test: .venv/installed-test lint
 	$(PYTEST)
@@ -17,13 +19,13 @@ test: .venv/installed-test lint
 test-full: .venv/installed-test lint
 	$(PYTEST) -m ""
 
-# All that depends on the embedded model's weights, resumable.
+# All that depends on the weights of the tests' model, resumable.
 results: .venv/installed-test
-	$(BIN)/python -m experiments.embedded_scores
-	$(BIN)/python -m experiments.self_study_quality
-	$(BIN)/python -m experiments.int8_drift
-	$(BIN)/python -m experiments.cartridge_table
-	$(BIN)/python -m experiments.document_tables
+	$(BIN)/python -m experiments.embedded_world.scores
+	$(BIN)/python -m experiments.embedded_world.self_study_quality
+	$(BIN)/python -m experiments.embedded_world.int8_drift
+	$(BIN)/python -m experiments.embedded_world.cartridge_table
+	$(BIN)/python -m experiments.embedded_world.document_tables
 
 lint: .venv/installed-test
 	$(BIN)/ruff format --check .

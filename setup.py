@@ -16,8 +16,6 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["cartridges_jax", "cartridges_jax.*"]),
     package_data={
-        "cartridges_jax.embedded": ["model/*", "README.md"],
-        "cartridges_jax.embedded.world": ["paraphrases.json"],
         "cartridges_jax.evaluation": ["*.jinja"],
     },
     entry_points={"console_scripts": ["cartridges=cartridges_jax.cli:entry_point"]},

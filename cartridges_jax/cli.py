@@ -21,10 +21,7 @@ from cartridges_jax.errors import InputError
 if TYPE_CHECKING:
     from cartridges_jax.language_model import LanguageModel
 
-_MODEL_HELP = (
-    "Model: a Hugging Face folder, a Hub name (org/name[@revision], downloaded once), or "
-    "'embedded' for the small one in the package."
-)
+_MODEL_HELP = "Model: a Hugging Face folder, or a Hub name (org/name[@revision], downloaded once)."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Command:
 
 
 def _define_model(values: flags.FlagValues) -> None:
-    _string(values, "model", "embedded", _MODEL_HELP)
+    _string(values, "model", None, _MODEL_HELP)
     flags.DEFINE_integer(
         "mesh_data", 1, "Devices that share the rows of a batch.", flag_values=values
     )
@@ -200,8 +197,8 @@ def _evaluate(values: flags.FlagValues) -> None:
     from cartridges_jax.corpus import load_documents
     from cartridges_jax.distillation.targets import score_targets
     from cartridges_jax.evaluation.evaluate import EvaluateConfig, evaluate
+    from cartridges_jax.evaluation.questions import load_questions
     from cartridges_jax.evaluation.report import summary_table
-    from cartridges_jax.evaluation.suites import load_questions
 
     cartridge = Cartridge.load(values.cartridge)
     documents = load_documents(values.corpus)

@@ -1,8 +1,7 @@
 """The main job in one command: a document goes in, a cartridge and a report come out.
 
-Without a corpus it uses a procedural document of the embedded model's own world, held out from its
-training, whose questions have known answers. With one it uses that text, and measures closeness to
-in-context reading instead of accuracy. Every stage is resumable, so the whole is.
+With questions whose answers are known it measures accuracy, without them closeness to in-context
+reading. Every stage is resumable, so the whole is.
 """
 
 import dataclasses
@@ -14,39 +13,25 @@ from typing import Any, Literal
 from etils import epath
 
 from cartridges_jax import files
-from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.config import check_ranges, setting
 from cartridges_jax.corpus import Document, load_documents
 from cartridges_jax.distillation.targets import score_targets
 from cartridges_jax.distillation.train import MAX_SEED, TrainConfig, cartridge_path, train
 from cartridges_jax.errors import InputError
-from cartridges_jax.evaluation import arms, report
+from cartridges_jax.evaluation import report
 from cartridges_jax.evaluation.arms import CARTRIDGE, FULL_CONTEXT, TRUNCATED
 from cartridges_jax.evaluation.evaluate import EvaluateConfig, evaluate
-from cartridges_jax.evaluation.scoring import is_right
-from cartridges_jax.evaluation.suites import (
-    ANSWER_TOKENS,
-    Question,
-    embedded_questions,
-    held_out_document,
-    save_questions,
-)
+from cartridges_jax.evaluation.questions import load_questions
 from cartridges_jax.initializers import corpus_text
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import read_metrics
-from cartridges_jax.self_study.synthesize import EMBEDDED_STUDY, SynthesisConfig, synthesize
+from cartridges_jax.self_study.synthesize import SynthesisConfig, synthesize
 from cartridges_jax.sharding import DATA
 
-DOCUMENT_TOKENS = 500
 FEWEST_SLOTS = 4
-VALIDATION_QUESTIONS, TEST_QUESTIONS = 48, 120
 NO_ANSWERS = (
     "Nobody knows the right answers for this text. The figures say how closely the cartridge "
     "follows what the same model does with the text in its context, not that its answers are right."
-)
-FOREIGN_TEXT = (
-    " The embedded model has learned only its own small world, so it reads this text badly and its "
-    "answers make no sense, with the text as with the cartridge."
 )
 
 
@@ -54,7 +39,10 @@ FOREIGN_TEXT = (
 class DemoConfig:
     """Settings of the demo."""
 
-    corpus: str = setting("", "Text file or folder; empty for a document of the package.")
+    corpus: str = setting("", "Text file or folder to make a cartridge of.")
+    questions: str = setting(
+        "", "JSON Lines of {question, answers} about it; empty: held-out conversations instead."
+    )
     num_slots: int = setting(64, "Slots of the cartridge that the table is about.", above=0)
     num_conversations: int = setting(1024, "Conversations of self-study.", above=0)
     num_steps: int = setting(250, "Optimizer steps for each size.", above=0)
@@ -78,20 +66,17 @@ def run_demo(
     config = config or DemoConfig()
     check_ranges(config)
     folder = files.output_folder(out)
-    documents, validation, test = _material(config)
+    documents = load_documents(config.corpus)
+    test = load_questions(config.questions) if config.questions else []
     sizes = _sizes(model, documents, config)
     _explain(model, documents, sizes)
 
     study = dataclasses.replace(
-        EMBEDDED_STUDY if test else SynthesisConfig(),
+        SynthesisConfig(),
         num_conversations=config.num_conversations,
         seed=config.seed,
     )
     synthesize(model, documents, folder / "data", study)  # refuses a folder of another corpus
-    if test:
-        text = f"# {documents[0].title}\n\n{documents[0].text}\n"
-        files.write_bytes(folder / "document.md", text.encode())
-        save_questions(folder / "questions.jsonl", test)
     score_targets(model, folder / "data")
     held_out = None
     if not test:
@@ -99,13 +84,6 @@ def run_demo(
         synthesize(model, documents, folder / "held_out", unseen)
         score_targets(model, folder / "held_out")
         held_out = folder / "held_out"
-
-    def validate(cartridge: Cartridge) -> float:
-        given = arms.answer(
-            model, arms.cartridge_arm(cartridge), [q.question for q in validation], ANSWER_TOKENS
-        )
-        right = [is_right(g, q.answers, q.parser) for g, q in zip(given, validation, strict=True)]
-        return sum(right) / len(right)
 
     by_size: dict[int, dict[str, Any]] = {}
     curves, last = {}, None
@@ -118,9 +96,7 @@ def run_demo(
             seed=config.seed,
         )
         print(f"\nCartridge of {size} slots")
-        cartridge = train(
-            model, documents, folder / "data", run, settings, validate if validation else None
-        )
+        cartridge = train(model, documents, folder / "data", run, settings)
         speed = 16 if size == config.num_slots else 0
         by_size[size] = last = evaluate(
             model,
@@ -129,14 +105,14 @@ def run_demo(
             run,
             test,
             held_out,
-            EvaluateConfig(answer_max_tokens=ANSWER_TOKENS, throughput_batch=speed),
+            EvaluateConfig(throughput_batch=speed),
             trained_on=folder / "data",
             earlier=last,
         )
         curves[f"{size} slots"] = read_metrics(run / "metrics.jsonl")
 
     results = by_size[config.num_slots]
-    note = "" if test else NO_ANSWERS + (FOREIGN_TEXT if model.name == "embedded" else "")
+    note = "" if test else NO_ANSWERS
     _write_report(folder / "report.html", results, by_size, curves, note)
     print(report.summary_table(results))
     print(_side_by_side(results))
@@ -146,19 +122,6 @@ def run_demo(
     print(f"Report:    {folder / 'report.html'}")
     print(f"Ask it:    cartridges chat --model={model.name} --cartridge={path}")
     return results
-
-
-def _material(config: DemoConfig) -> tuple[list[Document], list[Question], list[Question]]:
-    """Returns the documents, and validation and test questions where answers are known."""
-    if config.corpus:
-        return load_documents(config.corpus), [], []
-    name = f"demo {config.seed}"
-    document, made = held_out_document(name, DOCUMENT_TOKENS)
-    test = embedded_questions(made, name, TEST_QUESTIONS)
-    validation = embedded_questions(
-        made, f"{name} validation", VALIDATION_QUESTIONS, test, wordings="validation"
-    )
-    return [document], validation, test
 
 
 def _sizes(model: LanguageModel, documents: Sequence[Document], config: DemoConfig) -> list[int]:

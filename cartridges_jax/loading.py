@@ -26,11 +26,11 @@ def load_model(
     quantization: hf.Quantization = "none",
     template_options: dict[str, Any] | None = None,
 ) -> LanguageModel:
-    """Loads a Hugging Face folder, a Hub name, or "embedded" for the model in the package.
+    """Loads a Hugging Face folder or a Hub name.
 
     Args:
       path: folder with config.json, *.safetensors and a tokenizer; or `org/name[@revision]`, which
-        is downloaded once; or "embedded".
+        is downloaded once.
       dtype: of the weights, activations and the cache; None for float32 on CPU and bfloat16
         elsewhere.
       mesh: where it lives; None for the first device.

@@ -3,7 +3,9 @@
 On a machine with a GPU, `JAX_PLATFORMS=cuda python -m pytest -m gpu` runs what needs one.
 """
 
+import json
 import os
+import pathlib
 
 if os.environ.get("JAX_PLATFORMS") != "cuda":
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -24,24 +26,39 @@ import jax
 import numpy as np
 import pytest
 
-from cartridges_jax.embedded.tokenizer_training import CHAT_TEMPLATE
+from cartridges_jax.corpus import Document
+from cartridges_jax.evaluation.questions import Question
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.loading import load_model
 from cartridges_jax.models.chat_template import ChatTemplate
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.models.hub import EMBEDDED_FOLDER
 from cartridges_jax.models.rope import Rope
 from cartridges_jax.models.tokenizer import Tokenizer, load_tokenizer
 from cartridges_jax.models.transformer import initialize
 from cartridges_jax.sharding import make_mesh
 
+DATA = pathlib.Path(__file__).parent / "data"
+TEST_MODEL = DATA / "test_model"
+CHAT_TEMPLATE = (TEST_MODEL / "chat_template.jinja").read_text()
 MESHES = ((1, 1), (4, 2), (2, 4))
 
 
 @pytest.fixture(scope="session")
-def embedded() -> LanguageModel:
-    """The model of the package."""
-    return load_model("embedded")
+def trained() -> LanguageModel:
+    """A small trained model: what it reads and says has a meaning; see tests/data/README.md."""
+    return load_model(TEST_MODEL)
+
+
+def document_named(name: str) -> Document:
+    """A document that `trained` can read."""
+    fields = json.loads((DATA / "documents.json").read_text())[name]
+    return Document(name, fields["title"], fields["text"])
+
+
+def questions_named(name: str) -> list[Question]:
+    """Questions about it."""
+    fields = json.loads((DATA / "documents.json").read_text())[name]["questions"]
+    return [Question(**one | {"answers": tuple(one["answers"])}) for one in fields]
 
 
 def tiny_config(tokenizer: Tokenizer) -> ModelConfig:
@@ -70,7 +87,7 @@ def tiny_config(tokenizer: Tokenizer) -> ModelConfig:
 
 def make_tiny_model(data: int = 1, model: int = 1) -> LanguageModel:
     """A random model on a mesh; weights do not depend on the mesh."""
-    tokenizer = load_tokenizer(EMBEDDED_FOLDER)
+    tokenizer = load_tokenizer(TEST_MODEL)
     mesh = make_mesh(data, model)
     with jax.set_mesh(mesh):
         transformer = initialize(tiny_config(tokenizer), seed=0)

@@ -77,9 +77,9 @@ def test_another_dtype_is_only_a_warning(cartridge, caplog):
     assert "its dtype was float32, is now bfloat16" in caplog.text
 
 
-def test_another_shape_is_refused(embedded, cartridge):
+def test_another_shape_is_refused(trained, cartridge):
     with pytest.raises(InputError, match=r"3 layers, 4 kv heads of size 10"):
-        embedded.logits([1, 2], cartridge)
+        trained.logits([1, 2], cartridge)
 
 
 def test_a_cut_file_is_refused(cartridge, tmp_path):

@@ -6,16 +6,26 @@ import pytest
 
 from cartridges_jax import cli
 from cartridges_jax.evaluation import evaluate
-from cartridges_jax.evaluation.suites import embedded_questions, held_out_document, save_questions
-from tests.conftest import make_tiny_model
+from cartridges_jax.evaluation.questions import save_questions
+from tests.conftest import TEST_MODEL, document_named, make_tiny_model, questions_named
+
+MODEL = f"--model={TEST_MODEL}"
+
+
+def run(argv):
+    """The command line, with the test model where a command takes one and none is named."""
+    takes_model = argv and argv[0] in ("demo", "synthesize", "train", "evaluate", "chat")
+    if takes_model and not any(a.startswith(("--model=", "--help")) for a in argv):
+        argv = [*argv, MODEL]
+    return cli.main(argv)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
-    document, made = held_out_document("cli", 200)
+    document = document_named("cli")
     (folder / "text.md").write_text(f"# {document.title}\n\n{document.text}\n")
-    save_questions(folder / "questions.jsonl", embedded_questions(made, "cli", 12))
+    save_questions(folder / "questions.jsonl", questions_named("cli"))
     return folder
 
 
@@ -25,20 +35,18 @@ def made(corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("made")
     text = corpus / "text.md"
     assert (
-        cli.main(
-            ["synthesize", f"--corpus={text}", f"--out={out / 'data'}", "--num_conversations=16"]
-        )
+        run(["synthesize", f"--corpus={text}", f"--out={out / 'data'}", "--num_conversations=16"])
         == 0
     )
     options = ["--num_slots=16", "--num_steps=3", "--rows_per_step=2", "--row_length=256"]
     train = ["train", f"--corpus={text}", f"--data={out / 'data'}", f"--out={out / 'run'}"]
-    assert cli.main([*train, *options]) == 0
+    assert run([*train, *options]) == 0
     return out
 
 
 def fails(capsys, argv, *words):
     """Runs a command that must end with status 2 and one sentence that holds the words."""
-    assert cli.main(argv) == 2
+    assert run(argv) == 2
     err = capsys.readouterr().err.strip().splitlines()
     last = err[-1]
     assert last.startswith("error: ") and "Traceback" not in "".join(err)
@@ -54,7 +62,7 @@ def test_evaluate_writes_results_and_a_report(made, corpus, capsys, monkeypatch)
         f"--questions={corpus / 'questions.jsonl'}", f"--held_out={made / 'data'}",
         f"--out={made / 'eval'}", "--throughput_batch=2", "--answer_max_tokens=32",
     ]  # fmt: skip
-    assert cli.main(argv) == 0
+    assert run(argv) == 0
     results = json.loads((made / "eval" / "results.json").read_text())
     assert set(results["arms"]) == {
         "no context",
@@ -75,45 +83,45 @@ def test_evaluate_writes_results_and_a_report(made, corpus, capsys, monkeypatch)
 def test_info_explains_every_file(made, capsys):
     for path, words in (
         (made / "data", ["conversations", "targets", "dropped"]),
-        (made / "run" / "run.cartridge", ["16 (1 frozen)", "embedded", "text.md"]),
+        (made / "run" / "run.cartridge", ["16 (1 frozen)", "test_model", "text.md"]),
         (made / "run", ["16 (1 frozen)"]),
-        ("embedded", ["parameters", "window"]),
+        (TEST_MODEL, ["parameters", "window"]),
         (made / "eval" / "results.json", ["questions right", "nats a token"]),
     ):
-        assert cli.main(["info", str(path)]) == 0
+        assert run(["info", str(path)]) == 0
         out = capsys.readouterr().out
         assert all(word in out for word in words), out
-    assert cli.main(["info", "--json", str(made / "data")]) == 0
+    assert run(["info", "--json", str(made / "data")]) == 0
     assert json.loads(capsys.readouterr().out)["dropped"] >= 0
 
 
-def test_chat_answers_and_remembers(made, embedded, capsys):
+def test_chat_answers_and_remembers(made, trained, capsys):
     from cartridges_jax import Cartridge
     from cartridges_jax.chat import chat
 
     said: list[str] = []
     cartridge = Cartridge.load(made / "run" / "run.cartridge")
     lines = ["Who lives in Oslo?", "", "/new", "/etc/hosts \udcff?", "/quit", "never read"]
-    chat(embedded, cartridge, 24, 0.0, lines, said.append)
+    chat(trained, cartridge, 24, 0.0, lines, said.append)
     text = "".join(said)
     assert text.startswith("Ask about text.md") and "(new conversation)" in text
-    [want] = embedded.generate(["Who lives in Oslo?"], cartridge, max_new_tokens=24)
+    [want] = trained.generate(["Who lives in Oslo?"], cartridge, max_new_tokens=24)
     assert want.text in text
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_lists_every_flag_with_its_default(name, capsys):
-    assert cli.main([name, "--help"]) == 0
+    assert run([name, "--help"]) == 0
     out = capsys.readouterr().out
     flags = out.count("\n  --")
     assert flags and out.count("(default: ") + out.count("(required)") == flags
 
 
 def test_usage_and_version(capsys):
-    assert cli.main(["--help"]) == 0 and "evaluate" in capsys.readouterr().out
-    assert cli.main(["--version"]) == 0 and capsys.readouterr().out.strip() == "0.1.0"
-    assert cli.main([]) == 2
-    assert cli.main(["fly"]) == 2
+    assert run(["--help"]) == 0 and "evaluate" in capsys.readouterr().out
+    assert run(["--version"]) == 0 and capsys.readouterr().out.strip() == "0.1.0"
+    assert run([]) == 2
+    assert run(["fly"]) == 2
 
 
 # ---- bad input: one sentence, status 2, nothing destroyed
@@ -168,10 +176,9 @@ def test_a_prefix_of_zero(capsys, tmp_path, made, corpus):
     ]
     fails(capsys, [*argv, "--num_slots=0"], "num_slots must be above 0, got 0")
     for slots in (1, 1600):  # before hours of self-study
-        fails(
-            capsys, ["demo", f"--num_slots={slots}", f"--out={tmp_path / 'out'}"],
-            f"num_slots={slots}" if slots > 1000 else "num_slots must be from 4 to",
-        )  # fmt: skip
+        argv = ["demo", f"--corpus={corpus / 'text.md'}", f"--out={tmp_path / 'out'}"]
+        words = f"num_slots={slots}" if slots > 1000 else "num_slots must be from 4 to"
+        fails(capsys, [*argv, f"--num_slots={slots}"], words)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +205,7 @@ def test_a_cartridge_of_another_model(capsys, tmp_path, corpus):
     cartridge = tiny.kv_as_cartridge(range(3, 20))
     cartridge.save(tmp_path / "a.cartridge")
     argv = ["chat", f"--cartridge={tmp_path / 'a.cartridge'}"]
-    fails(capsys, argv, "3 layers, 4 kv heads of size 10; the model embedded has 6")
+    fails(capsys, argv, "3 layers, 4 kv heads of size 10; the model trained has 6")
 
 
 def test_other_text_than_was_studied(capsys, tmp_path, made, corpus):
@@ -210,13 +217,12 @@ def test_other_text_than_was_studied(capsys, tmp_path, made, corpus):
     fails(capsys, argv, "the cartridge was made of other text")
 
 
-def test_a_demo_folder_of_another_seed_is_left_alone(capsys, tmp_path):
+def test_a_demo_folder_of_another_seed_is_left_alone(capsys, tmp_path, corpus):
     (tmp_path / "data").mkdir()
     inputs = {"inputs": {"seed": 5}, "shards": {}}
     (tmp_path / "data" / "conversations.manifest.json").write_text(json.dumps(inputs))
-    (tmp_path / "document.md").write_text("mine")
-    fails(capsys, ["demo", f"--out={tmp_path}"], "choose another folder")
-    assert (tmp_path / "document.md").read_text() == "mine"
+    argv = ["demo", f"--corpus={corpus / 'text.md'}", f"--out={tmp_path}"]
+    fails(capsys, argv, "choose another folder")
 
 
 def test_a_mesh_that_does_not_fit(capsys, tmp_path):

@@ -16,15 +16,12 @@ LAYERS = (
     ("cartridge", "cartridge_file", "language_model", "loading", "initializers"),
     ("self_study",),
     ("distillation",),
-    ("evaluation", "embedded", "planning"),
+    ("evaluation", "planning"),
     ("demo", "chat", "info"),
     ("cli", "__init__"),
 )
-# Text generators that know no model; used by everything that makes or asks embedded documents.
-FREE = {
-    "self_study.prompts",
-    *(f"embedded.world.{m.stem}" for m in (ROOT / "embedded" / "world").glob("*.py")),
-}
+# Knows no model.
+FREE = {"self_study.prompts"}
 
 
 def imports(path: pathlib.Path) -> set[str]:
@@ -35,7 +32,7 @@ def imports(path: pathlib.Path) -> set[str]:
             found |= (
                 {f"{module}.{a.name}".strip(".") for a in node.names} if not module else {module}
             )
-            if module in {"evaluation", "models", "distillation", "self_study", "embedded"}:
+            if module in {"evaluation", "models", "distillation", "self_study"}:
                 found |= {f"{module}.{a.name}" for a in node.names}
     return found
 
@@ -58,7 +55,6 @@ def test_corpus_prompts_and_command_line_do_not_import_jax():
     code = (
         "import sys, cartridges_jax, cartridges_jax.corpus, cartridges_jax.cli\n"
         "import cartridges_jax.self_study.prompts\n"
-        "import cartridges_jax.embedded.world.understanding\n"
         "assert 'jax' not in sys.modules, 'jax was imported'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

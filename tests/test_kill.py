@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from cartridges_jax import Cartridge
-from cartridges_jax.evaluation.suites import held_out_document
 from cartridges_jax.self_study.synthesize import load_conversations
 from cartridges_jax.shards import ShardSet
+from tests.conftest import TEST_MODEL, document_named
 
 KILLS = 5
 SYNTHESIZE = (
@@ -39,7 +39,7 @@ def start(*argv, stderr=subprocess.DEVNULL):
     # A job of one thread beside another's, as in any other process: results must not depend on it.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     return subprocess.Popen(
-        [sys.executable, "-m", "cartridges_jax.cli", *argv],
+        [sys.executable, "-m", "cartridges_jax.cli", *argv, f"--model={TEST_MODEL}"],
         env=environment, stdout=subprocess.DEVNULL, stderr=stderr,
     )  # fmt: skip
 
@@ -80,7 +80,7 @@ def kill_and_finish(argv, done, total, rng):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     path = tmp_path_factory.mktemp("kill") / "text.md"
-    document, _ = held_out_document("kill", 250)
+    document = document_named("kill")
     path.write_text(f"# {document.title}\n\n{document.text}\n")
     return path
 

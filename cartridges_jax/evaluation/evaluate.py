@@ -26,6 +26,7 @@ from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation import arms as arms_module
 from cartridges_jax.evaluation.arms import Arm
 from cartridges_jax.evaluation.divergence import divergence
+from cartridges_jax.evaluation.questions import Question
 from cartridges_jax.evaluation.report import write_report
 from cartridges_jax.evaluation.scoring import (
     Share,
@@ -34,7 +35,6 @@ from cartridges_jax.evaluation.scoring import (
     paired_difference,
     wilson,
 )
-from cartridges_jax.evaluation.suites import Question
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import progress
 from cartridges_jax.self_study import conversation

@@ -1,4 +1,4 @@
-"""Where a model's files are: in the package, in a folder, or on the Hugging Face Hub.
+"""Where a model's files are: in a folder, or on the Hugging Face Hub.
 
 A Hub model is downloaded once for each host by `huggingface_hub`, which keeps it in its own cache
 and shows the progress; without a network, what is in the cache is used.
@@ -14,7 +14,6 @@ from huggingface_hub import errors
 from cartridges_jax import files
 from cartridges_jax.errors import InputError
 
-EMBEDDED_FOLDER = epath.Path(__file__).parent.parent / "embedded" / "model"
 _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _WANTED = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model")
 _UNWANTED = ("*/*", "consolidated*")  # other formats of the same weights
@@ -24,13 +23,11 @@ def locate_model(name: str | os.PathLike[str]) -> epath.Path:
     """Returns the folder of a model, downloading it if it is a Hub name.
 
     Args:
-      name: "embedded", a folder, or `org/name[@revision]` on the Hub.
+      name: a folder, or `org/name[@revision]` on the Hub.
 
     Raises:
       InputError: if there is no such folder, or the download fails.
     """
-    if os.fspath(name) == "embedded":
-        return EMBEDDED_FOLDER
     folder = files.local_path(name)
     if folder.is_dir():
         return folder
@@ -38,7 +35,7 @@ def locate_model(name: str | os.PathLike[str]) -> epath.Path:
     if not found:
         raise InputError(
             f"there is no model folder {name}; give a Hugging Face folder (config.json, "
-            "*.safetensors, tokenizer), a Hub name (org/name[@revision]) or 'embedded'"
+            "*.safetensors, tokenizer) or a Hub name (org/name[@revision])"
         )
     return _download(found["repo"], found["revision"])
 
@@ -47,7 +44,7 @@ def is_model_name(name: str | os.PathLike[str]) -> bool:
     """Whether a text that names no file may name a model: not if it ends as our files do."""
     text = os.fspath(name)
     is_file = text.endswith((".cartridge", ".json", ".jsonl"))
-    return text == "embedded" or (not is_file and _HUB_NAME.fullmatch(text) is not None)
+    return not is_file and _HUB_NAME.fullmatch(text) is not None
 
 
 def _download(repo: str, revision: str | None) -> epath.Path:

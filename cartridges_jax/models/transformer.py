@@ -97,15 +97,9 @@ class Linear(nnx.Module):
         fresh = nnx.Param(jnp.zeros(outputs, dtype), spec=self.output_spec)
         self.bias = fresh if bias else None
         self.scale: nnx.Param | None = nnx.data(None)  # may be set by `int8.quantize`
-        self.product_dtype: Any = None  # may be set by `set_product_dtype`
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y: Any
-        if self.product_dtype is None:
-            y = scaled_einsum(self.equation, x, self.weight, self.scale, self.out_sharding, x.dtype)
-        else:
-            how = (self.equation, self.out_sharding, self.product_dtype)
-            y = rounded_product(*how, x, self.weight[...])
+        y = scaled_einsum(self.equation, x, self.weight, self.scale, self.out_sharding, x.dtype)
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -132,38 +126,6 @@ def scaled_einsum(
     return (y * scale[...]).astype(dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def rounded_product(
-    equation: str, out_sharding: P | None, dtype: Any, x: jax.Array, weight: jax.Array
-) -> jax.Array:
-    """An einsum whose factors are rounded to `dtype`, and summed in the dtype of `x`.
-
-    The gradient of `x` is such a product too; that of the weight is of the factors as they are.
-    """
-    factors = (x.astype(dtype), weight.astype(dtype))
-    return jnp.einsum(equation, *factors, preferred_element_type=x.dtype, out_sharding=out_sharding)
-
-
-def _rounded_fwd(equation, out_sharding, dtype, x, weight):
-    return rounded_product(equation, out_sharding, dtype, x, weight), (x, weight)
-
-
-def _rounded_bwd(equation, out_sharding, dtype, saved, g):
-    del out_sharding
-    x, weight = saved
-    inputs, axes, result = re.split(",|->", equation)
-    x_spec, weight_spec = (jax.typeof(a).sharding.spec for a in saved)
-    d_x = rounded_product(f"{result},{axes}->{inputs}", x_spec, dtype, g, weight)
-    # With the axes of `x` first no factor is transposed, which halves the time on a CPU.
-    straight = sorted(axes, key=lambda letter: letter not in inputs)
-    spec = P(*(weight_spec[axes.index(letter)] for letter in straight))
-    d_weight = jnp.einsum(f"{inputs},{result}->{''.join(straight)}", x, g, out_sharding=spec)
-    return d_x, d_weight.transpose([straight.index(letter) for letter in axes])
-
-
-rounded_product.defvjp(_rounded_fwd, _rounded_bwd)
-
-
 def _axis_places(config: ModelConfig) -> dict[str, str | None]:
     """The mesh axis of each axis of a weight, under the current mesh."""
     queries = query_axis(config.num_heads, config.num_kv_heads)
@@ -186,7 +148,6 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(weight, spec=P(MODEL, None))
         self.scale: nnx.Param | None = nnx.data(None)
         self.axes, self.output_axes, self.output_spec = "VD", "V", P(MODEL)
-        self.product_dtype: Any = None
 
     def __call__(self, token_ids: Int[Array, "B T"], dtype: Any) -> Float[Array, "B T D"]:
         x = self.weight[...].at[token_ids].get(out_sharding=ACT_BTD)
@@ -197,9 +158,6 @@ class Embedding(nnx.Module):
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         where = P(DATA, None, MODEL)
-        if self.product_dtype is not None:
-            how = ("BTD,VD->BTV", where, self.product_dtype)
-            return rounded_product(*how, hidden.astype(jnp.float32), self.weight[...])
         return scaled_einsum("BTD,VD->BTV", hidden, self.weight, self.scale, where, jnp.float32)
 
 
@@ -357,20 +315,6 @@ class Transformer(nnx.Module):
         """Float32 logits; meant for few positions, since [B, T, V] is large."""
         head = self.embedding if self.lm_head is None else self.lm_head
         return head.logits(hidden)
-
-
-def set_product_dtype(model: Transformer, dtype: Any) -> None:
-    """Rounds the factors of all matrix products to `dtype`; weights, sums and all else stay.
-
-    Mixed precision for training weights: processors that multiply bfloat16 (AVX-512 BF16) are twice
-    as fast at it. The weights must not be int8.
-    """
-    blocks = model.blocks
-    for matrix in (blocks.q, blocks.k, blocks.v, blocks.o, blocks.gate, blocks.up, blocks.down):
-        matrix.product_dtype = dtype
-    for embedding in (model.embedding, model.lm_head):
-        if embedding is not None:
-            embedding.product_dtype = dtype
 
 
 def abstract_transformer(config: ModelConfig, dtype=jnp.float32) -> Transformer:

@@ -48,7 +48,7 @@ HOPELESS_CHUNKS = 8  # without a single conversation: the settings cannot work
 @dataclasses.dataclass(frozen=True)
 class SynthesisConfig:
     """Settings of self-study. The paper uses 65,536 conversations, temperature 0.6 and chunks of
-    512 to 4096 tokens (arXiv 2506.06266); these defaults suit the embedded model.
+    512 to 4096 tokens (arXiv 2506.06266).
     """
 
     num_conversations: int = setting(1024, "Conversations to write, in all.", above=0)
@@ -159,22 +159,6 @@ class SynthesisConfig:
     def recalled_kept(self) -> int:
         """Most that are kept of the sentences that are asked for."""
         return round(self.kept_share * self.recall_per_chunk)
-
-
-# For the embedded model in its own world, where it has learned to ask about a sentence.
-EMBEDDED_STUDY = SynthesisConfig(
-    conversations_per_chunk=64,
-    chunk_min_tokens=0,
-    chunk_max_tokens=0,
-    question_temperature=0.8,
-    seed_prompts="focused",
-    question_share=0.7,
-    min_question_confidence=0.55,
-    min_answer_confidence=0.98,
-    kept_share=0.5,
-    skimmed_share=0.1875,
-    recall_share=0.125,
-)
 
 
 class _Drawer:

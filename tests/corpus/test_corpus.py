@@ -40,30 +40,30 @@ TEXT = "Ada Brown lives in Oslo. She works as a baker.\nIra Falk lives in Rome. 
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_chunks_are_whole_passages_of_their_window(embedded, seed):
-    ids = embedded.tokenizer.encode(TEXT)
-    chunk = draw_chunk(random.Random(seed), embedded.tokenizer, "d", "t", ids, 5, 40)
-    shown = embedded.tokenizer.decode(ids[chunk.start : chunk.end]).strip()
+def test_chunks_are_whole_passages_of_their_window(trained, seed):
+    ids = trained.tokenizer.encode(TEXT)
+    chunk = draw_chunk(random.Random(seed), trained.tokenizer, "d", "t", ids, 5, 40)
+    shown = trained.tokenizer.decode(ids[chunk.start : chunk.end]).strip()
     assert chunk.text and chunk.text in TEXT and chunk.text in shown
     assert len(chunk.text) >= 0.2 * len(shown) - 2
 
 
 @pytest.mark.parametrize("text", ["漢字仮名交じり文を読む。" * 30, "Well 😀 done 🎉 now. " * 20])
-def test_chunks_begin_and_end_with_whole_characters(embedded, text):
+def test_chunks_begin_and_end_with_whole_characters(trained, text):
     """The tokenizer spells these characters in bytes, a token each."""
-    ids = embedded.tokenizer.encode(text)
+    ids = trained.tokenizer.encode(text)
     for seed in range(30):
-        chunk = draw_chunk(random.Random(seed), embedded.tokenizer, "d", "t", ids, 20, 90)
+        chunk = draw_chunk(random.Random(seed), trained.tokenizer, "d", "t", ids, 20, 90)
         assert chunk.text and chunk.text in text
 
 
-def test_no_chunk_is_blank(embedded):
-    ids = embedded.tokenizer.encode("Ada Brown lives in Oslo." + "\n \n" * 400 + "The end.")
+def test_no_chunk_is_blank(trained):
+    ids = trained.tokenizer.encode("Ada Brown lives in Oslo." + "\n \n" * 400 + "The end.")
     for seed in range(30):
-        assert draw_chunk(random.Random(seed), embedded.tokenizer, "d", "t", ids, 5, 10).text
-    blank = embedded.tokenizer.encode("\n \n" * 40)
+        assert draw_chunk(random.Random(seed), trained.tokenizer, "d", "t", ids, 5, 10).text
+    blank = trained.tokenizer.encode("\n \n" * 40)
     with pytest.raises(InputError, match="d is blank in 10,000 places of 5 to 10 tokens"):
-        draw_chunk(random.Random(0), embedded.tokenizer, "d", "t", blank, 5, 10)
+        draw_chunk(random.Random(0), trained.tokenizer, "d", "t", blank, 5, 10)
 
 
 @pytest.mark.parametrize(

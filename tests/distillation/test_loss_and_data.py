@@ -20,7 +20,7 @@ from cartridges_jax.models.int8 import quantize
 from cartridges_jax.self_study.conversation import Conversation
 from cartridges_jax.sharding import DATA, place
 from cartridges_jax.shards import ShardSet
-from tests.conftest import MESHES, make_tiny_model
+from tests.conftest import MESHES, document_named, make_tiny_model
 
 J = 4
 
@@ -313,37 +313,36 @@ def test_the_iterator_resumes_exactly(rng, tmp_path):
             np.testing.assert_array_equal(got[name], value)
 
 
-def test_teacher_targets_are_those_of_the_whole_context(embedded, tmp_path):
+def test_teacher_targets_are_those_of_the_whole_context(trained, tmp_path):
     """Scored after the chunk's shared KV, they equal a forward over chunk and conversation."""
-    from cartridges_jax.evaluation.suites import held_out_document
     from cartridges_jax.self_study.synthesize import (
         SynthesisConfig,
         load_conversations,
         synthesize,
     )
 
-    document, _ = held_out_document("targets", 300)
+    document = document_named("targets")
     conversations = synthesize(
-        embedded,
+        trained,
         [document],
         tmp_path,
         SynthesisConfig(num_conversations=8, conversations_per_chunk=8),
     )
-    targets = targets_file.score_targets(embedded, tmp_path)
+    targets = targets_file.score_targets(trained, tmp_path)
     pairs = zip(load_conversations(conversations, 0), targets.records(0), strict=True)
     for conversation, record in list(pairs)[:3]:
         row = targets_file.decode_record(record)
         chunk = conversation.chunk
-        context = embedded.template.render_context(chunk.title, chunk.text)
-        logits = np.asarray(embedded.logits([*context, *row["token_ids"]]))[len(context) :]
+        context = trained.template.render_context(chunk.title, chunk.text)
+        logits = np.asarray(trained.logits([*context, *row["token_ids"]]))[len(context) :]
         logp = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)))[row["target_index"]]
         want = -np.sort(-logp, axis=-1)[:, :20]
         np.testing.assert_allclose(row["top_logprobs"], want, atol=1e-4)
         np.testing.assert_allclose(np.take_along_axis(logp, row["top_ids"], -1), want, atol=1e-4)
         answer = conversation.messages[1]["content"]
-        end = embedded.config.eos_token_ids[0]
+        end = trained.config.eos_token_ids[0]
         assert row["token_ids"][row["target_index"] + 1].tolist() == [
-            *embedded.tokenizer.encode(answer), end,
+            *trained.tokenizer.encode(answer), end,
         ]  # fmt: skip
 
 
@@ -367,24 +366,23 @@ def test_what_the_teacher_cannot_read_is_refused(tiny, tmp_path, monkeypatch):
     assert targets_file.score_targets(tiny, tmp_path / "right").num_records == 2
 
 
-def test_targets_may_be_on_all_tokens_and_hard(embedded, tmp_path):
+def test_targets_may_be_on_all_tokens_and_hard(trained, tmp_path):
     """With `loss_on="all"` every token after the first is predicted; hard labels are the row's."""
-    from cartridges_jax.evaluation.suites import held_out_document
     from cartridges_jax.self_study.synthesize import SynthesisConfig, synthesize
 
-    document, _ = held_out_document("targets", 300)
+    document = document_named("targets")
     config = SynthesisConfig(num_conversations=4, conversations_per_chunk=4)
-    synthesize(embedded, [document], tmp_path, config)
-    shards = targets_file.score_targets(embedded, tmp_path, "all")
+    synthesize(trained, [document], tmp_path, config)
+    shards = targets_file.score_targets(trained, tmp_path, "all")
     for row in map(targets_file.decode_record, shards.records(0)):
         n = len(row["token_ids"])
         np.testing.assert_array_equal(row["target_index"], np.arange(n - 1))
     with pytest.raises(InputError, match="loss_on"):
-        targets_file.score_targets(embedded, tmp_path, "answers")
+        targets_file.score_targets(trained, tmp_path, "answers")
     (tmp_path / "conversations.manifest.json").unlink()  # targets alone tell what they are of
     for asked, change in ((document, {}), (Document("d", "d", "Other."), {"loss_on": "all"})):
         with pytest.raises(InputError, match="are not those asked for"):
-            train(embedded, [asked], tmp_path, tmp_path / "run", TrainConfig(**change))
+            train(trained, [asked], tmp_path, tmp_path / "run", TrainConfig(**change))
 
     batch = next(iter(packed_data(shards, RowShape(128, 128), 2, 0, "tokens").batches))
     assert batch["top_ids"].shape == (2, 128, 1) and not batch["top_logprobs"].any()

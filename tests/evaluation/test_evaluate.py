@@ -9,33 +9,33 @@ from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation import arms
 from cartridges_jax.evaluation.divergence import divergence
 from cartridges_jax.evaluation.evaluate import EvaluateConfig, HeldOut, _check_same, _room, evaluate
-from cartridges_jax.evaluation.suites import embedded_questions, held_out_document
 from cartridges_jax.models.chat_template import Message
 from cartridges_jax.self_study.conversation import Conversation
+from tests.conftest import document_named, questions_named
 
 CONFIG = EvaluateConfig(answer_max_tokens=16, throughput_batch=0)
 
 
-def test_controls_of_any_size_are_answered_once(embedded, tmp_path, monkeypatch):
-    document, made = held_out_document("evaluate", 200)
-    questions = embedded_questions(made, "evaluate", 2, shares={"lookup": 1.0})
-    tokens = embedded.template.render_context(document.title, document.text)
-    small, large = (embedded.kv_as_cartridge(np.asarray(tokens[:n])) for n in (8, 16))
+def test_controls_of_any_size_are_answered_once(trained, tmp_path, monkeypatch):
+    document = document_named("evaluate")
+    questions = questions_named("evaluate")
+    tokens = trained.template.render_context(document.title, document.text)
+    small, large = (trained.kv_as_cartridge(np.asarray(tokens[:n])) for n in (8, 16))
 
     asked = []
     monkeypatch.setattr(arms, "answer", lambda *a, f=arms.answer: asked.append(a[1].name) or f(*a))
-    first = evaluate(embedded, small, [document], tmp_path, questions, config=CONFIG)
-    whole = evaluate(embedded, large, [document], tmp_path, questions, config=CONFIG)
+    first = evaluate(trained, small, [document], tmp_path, questions, config=CONFIG)
+    whole = evaluate(trained, large, [document], tmp_path, questions, config=CONFIG)
     assert len(asked) == 10
     asked.clear()
-    quick = evaluate(embedded, large, [document], tmp_path, questions, config=CONFIG, earlier=first)
+    quick = evaluate(trained, large, [document], tmp_path, questions, config=CONFIG, earlier=first)
     assert asked == [arms.TRUNCATED, arms.CARTRIDGE]
     assert quick == whole
     with pytest.raises(ValueError, match="other questions"):
-        evaluate(embedded, large, [document], tmp_path, questions[:1], config=CONFIG, earlier=first)
+        evaluate(trained, large, [document], tmp_path, questions[:1], config=CONFIG, earlier=first)
 
 
-def held_out_conversation(embedded, num_tokens):
+def held_out_conversation(trained, num_tokens):
     message = Message(role="user", content="Who lives in the north? " * 20)
     said = Conversation("0-0", Chunk("d", "D", "", 0, 0), "question", "", (message, message))
     record = encode_record(
@@ -44,25 +44,25 @@ def held_out_conversation(embedded, num_tokens):
     return HeldOut([said], [record], num_seen=0)
 
 
-def test_the_context_leaves_room_for_held_out_conversations(embedded):
+def test_the_context_leaves_room_for_held_out_conversations(trained):
     """A corpus that fills the window is cut for whatever follows it."""
-    asked = len(embedded.render_prompt("Who lives in the north? " * 20, has_context=True))
-    short, long = (held_out_conversation(embedded, n) for n in (40, 700))
-    assert _room(embedded, [], short, 96) == max(asked + 96, 144)
-    assert _room(embedded, [], long, 96) == 700
+    asked = len(trained.render_prompt("Who lives in the north? " * 20, has_context=True))
+    short, long = (held_out_conversation(trained, n) for n in (40, 700))
+    assert _room(trained, [], short, 96) == max(asked + 96, 144)
+    assert _room(trained, [], long, 96) == 700
 
 
-def test_a_conversation_beyond_the_window_is_refused(embedded):
-    window = embedded.config.window
-    arm = arms.Arm("full context", window - 100, tuple(embedded.template.empty_context()))
-    records = held_out_conversation(embedded, window).records
+def test_a_conversation_beyond_the_window_is_refused(trained):
+    window = trained.config.window
+    arm = arms.Arm("full context", window - 100, tuple(trained.template.empty_context()))
+    records = held_out_conversation(trained, window).records
     with pytest.raises(InputError, match=f"window is {window}"):
-        divergence(embedded, arm, records)
+        divergence(trained, arm, records)
 
 
-def test_conversations_of_another_evaluation_are_told(embedded):
+def test_conversations_of_another_evaluation_are_told(trained):
     """As many of them are not the same ones."""
-    ours, others = (held_out_conversation(embedded, n) for n in (40, 41))
+    ours, others = (held_out_conversation(trained, n) for n in (40, 41))
     result = {"model": "m", "corpus": [], "settings": {"answer_max_tokens": 9}}
     result["held_out"] = {"conversations": 1, "records": ours.fingerprint}
     _check_same(result, result, [], ours)

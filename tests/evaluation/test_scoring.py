@@ -8,13 +8,13 @@ import pytest
 from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation.arms import truncated_context
 from cartridges_jax.evaluation.evaluate import score_answers
+from cartridges_jax.evaluation.questions import Question, load_questions
 from cartridges_jax.evaluation.scoring import (
     difference_over_documents,
     is_right,
     paired_difference,
     wilson,
 )
-from cartridges_jax.evaluation.suites import Question, load_questions
 
 
 def test_wilson_equals_published_values():
@@ -137,22 +137,22 @@ def test_accuracy_where_the_reference_is_right():
     assert scores["cartridge"]["by_type"]["a"]["value"] == 0.5
 
 
-def test_truncation_ends_with_a_sentence_and_is_closed(embedded):
+def test_truncation_ends_with_a_sentence_and_is_closed(trained):
     text = "Ada lives in Oslo. She bakes. " * 20
     for budget in range(1, 60, 3):
-        cut = truncated_context(embedded, "T", text, budget)
+        cut = truncated_context(trained, "T", text, budget)
         assert len(cut) <= max(budget, 1)
         if len(cut) > 1:
-            assert cut[-1] == embedded.template.context_closing()[-1]
-            assert embedded.tokenizer.decode(cut).endswith(".")
+            assert cut[-1] == trained.template.context_closing()[-1]
+            assert trained.tokenizer.decode(cut).endswith(".")
     table = '| Ada | Oslo |\n| Ben | Rome |\n\nHe said: "No!"\n'
     ends = set()
     for budget in range(1, 80):
-        shown = embedded.tokenizer.decode(truncated_context(embedded, "T", table, budget))
+        shown = trained.tokenizer.decode(truncated_context(trained, "T", table, budget))
         ends.add(shown.strip()[-1:])
     assert {"|", '"'} <= ends  # lines of a table, and a sentence that ends with a quotation
-    whole = embedded.template.render_context("T", text.strip())
-    assert truncated_context(embedded, "T", text, 10_000) == whole
+    whole = trained.template.render_context("T", text.strip())
+    assert truncated_context(trained, "T", text, 10_000) == whole
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cartridges_jax.embedded.tokenizer_training import CHAT_TEMPLATE
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.chat_template import ChatTemplate, Message
-from cartridges_jax.models.hub import EMBEDDED_FOLDER
 from cartridges_jax.models.tokenizer import load_tokenizer
+from tests.conftest import CHAT_TEMPLATE, TEST_MODEL
 
-TOKENIZER = load_tokenizer(EMBEDDED_FOLDER)
+TOKENIZER = load_tokenizer(TEST_MODEL)
 TEMPLATE = ChatTemplate(TOKENIZER, CHAT_TEMPLATE)
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}{{ '[' + m['role'] + ']\n\n' + m['content'] | trim }}"

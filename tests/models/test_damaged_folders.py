@@ -6,20 +6,19 @@ import pytest
 import safetensors.numpy
 from etils import epath
 
-from cartridges_jax.embedded.tokenizer_training import CHAT_TEMPLATE
 from cartridges_jax.errors import InputError
 from cartridges_jax.loading import load_model
 from cartridges_jax.models.config import read_config
 from cartridges_jax.models.hf import weight_files
-from cartridges_jax.models.hub import EMBEDDED_FOLDER
 from cartridges_jax.models.rope import YarnScaling
+from tests.conftest import CHAT_TEMPLATE, TEST_MODEL
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """The embedded model with its SentencePiece file alone, and all settings in one file."""
+    """The trained model with its SentencePiece file alone, and all settings in one file."""
     for name in ("config.json", "model.safetensors", "tokenizer.model"):
-        (tmp_path / name).write_bytes((EMBEDDED_FOLDER / name).read_bytes())
+        (tmp_path / name).write_bytes((TEST_MODEL / name).read_bytes())
     fields = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "chat_template": CHAT_TEMPLATE}
     fields |= {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields))
@@ -206,7 +205,7 @@ def test_a_json_tokenizer_that_is_damaged(folder):
 )
 def test_options_of_loading(options, words):
     with pytest.raises(InputError, match=words):
-        load_model.__wrapped__("embedded", **options)  # without the test suite's own type checks
+        load_model.__wrapped__(TEST_MODEL, **options)  # without the test suite's own type checks
 
 
 def test_ids_of_another_vocabulary(tiny):
@@ -233,6 +232,6 @@ def test_cut_weights(folder):
         load_model(folder)
 
 
-def test_the_window_is_kept(embedded):
+def test_the_window_is_kept(trained):
     with pytest.raises(InputError, match="need 2130 positions, the model's window is 2048"):
-        embedded.generate([list(range(3, 2105))], max_new_tokens=28)
+        trained.generate([list(range(3, 2105))], max_new_tokens=28)

@@ -72,25 +72,25 @@ def test_greedy_tokens_are_the_best_of_the_logits(tiny):
         ids.append(token)
 
 
-def test_streaming_gives_the_same_text(embedded):
-    context = embedded.kv_as_cartridge(
-        embedded.template.render_context("", "Ada Brown lives in Oslo.")
+def test_streaming_gives_the_same_text(trained):
+    context = trained.kv_as_cartridge(
+        trained.template.render_context("", "Ada Brown lives in Oslo.")
     )
     for question in ("Where does Ada Brown live?", "Summarise what the text says about Ada Brown."):
-        [whole] = embedded.generate([question], context, max_new_tokens=20)
-        pieces = list(embedded.stream(question, context, max_new_tokens=20))
+        [whole] = trained.generate([question], context, max_new_tokens=20)
+        pieces = list(trained.stream(question, context, max_new_tokens=20))
         assert "".join(pieces) == whole.text
         assert len(pieces) > 1 or len(whole.token_ids) <= 8
 
 
-def test_stop_texts_end_an_answer(embedded):
-    context = embedded.kv_as_cartridge(
-        embedded.template.render_context("", "Ada Brown's city is Oslo. Bo Falk's city is Rome.")
+def test_stop_texts_end_an_answer(trained):
+    context = trained.kv_as_cartridge(
+        trained.template.render_context("", "Ada Brown's city is Oslo. Bo Falk's city is Rome.")
     )
     questions = ["What is Ada Brown's city?", "What is Bo Falk's city?"]
-    whole = embedded.generate(questions, context, max_new_tokens=30)
+    whole = trained.generate(questions, context, max_new_tokens=30)
     assert "Brown" in whole[0].text and "Brown" not in whole[1].text
-    cut = embedded.generate(questions, context, max_new_tokens=30, stop=["Brown", "never"])
+    cut = trained.generate(questions, context, max_new_tokens=30, stop=["Brown", "never"])
     assert cut[0].text == whole[0].text[: whole[0].text.index("Brown")]
     assert cut[0].finish_reason == "stop"
     assert len(cut[0].token_ids) < len(whole[0].token_ids)
@@ -99,16 +99,16 @@ def test_stop_texts_end_an_answer(embedded):
     assert cut[1] == whole[1]
     for stop in ("Brown", whole[0].text[2:]):  # also one that is longer than the first pieces
         options = {"max_new_tokens": 30, "stop": [stop]}
-        streamed = "".join(embedded.stream(questions[0], context, **options))
-        assert streamed == embedded.generate(questions[:1], context, **options)[0].text
+        streamed = "".join(trained.stream(questions[0], context, **options))
+        assert streamed == trained.generate(questions[:1], context, **options)[0].text
         assert stop[:3] not in streamed
 
 
 @pytest.mark.parametrize("stop", [" € ", "テキス", "😀"])
 @pytest.mark.parametrize("step", [1, 3, 8])
-def test_nothing_of_a_stop_text_is_shown(embedded, stop, step):
+def test_nothing_of_a_stop_text_is_shown(trained, stop, step):
     """Also of characters that the tokenizer spells in bytes, a token each."""
-    tokenizer = embedded.tokenizer
+    tokenizer = trained.tokenizer
     for text in ("Preis: 5 € und mehr", "日本語テキスト", "Well 😀 done", "日本語 without it"):
         ids, shown = tokenizer.encode(text), ""
         for n in range(step, len(ids) + step, step):
@@ -119,9 +119,9 @@ def test_nothing_of_a_stop_text_is_shown(embedded, stop, step):
         assert shown == text.partition(stop)[0]
 
 
-def test_pieces_of_all_answers_are_shown_while_they_grow(embedded):
-    context = embedded.kv_as_cartridge(
-        embedded.template.render_context("", "Ada Brown's city is Oslo. Bo Falk's city is Rome.")
+def test_pieces_of_all_answers_are_shown_while_they_grow(trained):
+    context = trained.kv_as_cartridge(
+        trained.template.render_context("", "Ada Brown's city is Oslo. Bo Falk's city is Rome.")
     )
     questions = ["Where does Ada Brown live?", "Summarise what the text says about Bo Falk."] * 2
     shown = [""] * 4
@@ -131,12 +131,12 @@ def test_pieces_of_all_answers_are_shown_while_they_grow(embedded):
         shown[index] += text
         calls.append(index)
 
-    answers = embedded.generate(
+    answers = trained.generate(
         questions, context, max_new_tokens=30, temperature=0.5, on_text=show, batch_size=3
     )
     assert shown == [a.text for a in answers]
     assert len(calls) > 4
-    alone = embedded.generate(questions, context, max_new_tokens=30, temperature=0.5, batch_size=3)
+    alone = trained.generate(questions, context, max_new_tokens=30, temperature=0.5, batch_size=3)
     assert [a.text for a in alone] == shown  # watching changes nothing
 
 
@@ -206,14 +206,14 @@ def test_settings_that_cannot_work_are_refused(tiny, options, words):
         tiny.generate(["x"], **options)
 
 
-def test_length_and_stop_are_told_apart(embedded):
-    context = embedded.kv_as_cartridge(
-        embedded.template.render_context("", "Ada Brown lives in Oslo.")
+def test_length_and_stop_are_told_apart(trained):
+    context = trained.kv_as_cartridge(
+        trained.template.render_context("", "Ada Brown lives in Oslo.")
     )
-    [cut] = embedded.generate(["Where does Ada Brown live?"], context, max_new_tokens=2)
-    [done] = embedded.generate(["Where does Ada Brown live?"], context, max_new_tokens=40)
+    [cut] = trained.generate(["Where does Ada Brown live?"], context, max_new_tokens=2)
+    [done] = trained.generate(["Where does Ada Brown live?"], context, max_new_tokens=40)
     assert (cut.finish_reason, len(cut.token_ids)) == ("length", 2)
-    assert done.finish_reason == "stop" and done.token_ids[-1] in embedded.config.eos_token_ids
+    assert done.finish_reason == "stop" and done.token_ids[-1] in trained.config.eos_token_ids
 
 
 def test_sampling_follows_the_distribution(tiny):

@@ -15,20 +15,18 @@ import safetensors.numpy
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from cartridges_jax.embedded.tokenizer_training import CHAT_TEMPLATE
 from cartridges_jax.errors import InputError
 from cartridges_jax.loading import load_model
 from cartridges_jax.models import hf, hub
 from cartridges_jax.models.config import ModelConfig, read_config
 from cartridges_jax.models.fingerprint import weights_fingerprint
-from cartridges_jax.models.hub import EMBEDDED_FOLDER
 from cartridges_jax.models.rope import Rope
 from cartridges_jax.models.tokenizer import load_tokenizer
 from cartridges_jax.models.transformer import Embedding, Linear, initialize
 from cartridges_jax.sharding import MODEL, make_mesh
-from tests.conftest import tiny_config
+from tests.conftest import CHAT_TEMPLATE, TEST_MODEL, tiny_config
 
-TOKENIZER = load_tokenizer(EMBEDDED_FOLDER)
+TOKENIZER = load_tokenizer(TEST_MODEL)
 
 
 def write_model(folder, **changes):
@@ -147,17 +145,17 @@ def test_int8_weights_are_the_nearest_of_255_in_each_channel(tmp_path):
     assert matrices == 9
 
 
-def test_an_int8_model_answers_nearly_alike_on_every_mesh(embedded):
+def test_an_int8_model_answers_nearly_alike_on_every_mesh(trained):
     context = "Ada Brown lives in Oslo. Bo Falk works as a baker. Her room is B12."
-    ids = np.tile(embedded.template.render_context("", context), (4, 1))
-    want = np.asarray(jax.nn.log_softmax(embedded.logits(ids)))
+    ids = np.tile(trained.template.render_context("", context), (4, 1))
+    want = np.asarray(jax.nn.log_softmax(trained.logits(ids)))
     for shape in ((1, 1), (4, 2)):
-        small = load_model("embedded", mesh=make_mesh(*shape), quantization="int8")
+        small = load_model(TEST_MODEL, mesh=make_mesh(*shape), quantization="int8")
         got = np.asarray(jax.nn.log_softmax(small.logits(ids)))
         divergence = (np.exp(want) * (want - got)).sum(-1).mean()
         assert 0 < divergence < 0.01
     assert small.identity["dtype"] == "int8"
-    assert small.fingerprint == embedded.fingerprint  # the same model, told by a warning
+    assert small.fingerprint == trained.fingerprint  # the same model, told by a warning
     with pytest.raises(InputError, match="int8 cannot be exported"):
         hf.export_folder("/nowhere", small.transformer, small.tokenizer, "")
 
@@ -242,7 +240,7 @@ except InputError as error:
 @pytest.fixture
 def hub_run(tmp_path):
     """Runs `locate_model` in a process of its own against a Hub on this machine."""
-    files = {f.name: f.read_bytes() for f in EMBEDDED_FOLDER.iterdir()}
+    files = {f.name: f.read_bytes() for f in TEST_MODEL.iterdir()}
     handler = type("Handler", (_Hub,), {"files": files | {"x.bin": b"no"}, "requests": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
@@ -269,7 +267,7 @@ def test_a_hub_model_is_downloaded_once(hub_run):
     run, requests = hub_run
     kind, folder = run("org/name@main")
     assert kind == "FOLDER"
-    assert load_model(folder).identity["weights"] == load_model("embedded").identity["weights"]
+    assert load_model(folder).identity["weights"] == load_model(TEST_MODEL).identity["weights"]
     assert not any("x.bin" in r for r in requests)  # only what a model needs
     first = sum(r.startswith("GET") and "safetensors" in r for r in requests)
     assert first == 1
@@ -289,5 +287,5 @@ def test_a_model_that_is_nowhere(hub_run):
 
 
 def test_names_of_models_and_of_files():
-    assert hub.is_model_name("embedded") and hub.is_model_name("org/name@v1.0")
+    assert hub.is_model_name("org/name@v1.0")
     assert not hub.is_model_name("runs/x.cartridge") and not hub.is_model_name("a/b/c")

@@ -14,9 +14,9 @@ from cartridges_jax.loading import load_model
 from cartridges_jax.models import hf
 from cartridges_jax.models.fingerprint import weights_fingerprint
 from cartridges_jax.models.generate import Decoding, Sampling
-from cartridges_jax.models.hub import EMBEDDED_FOLDER
 from cartridges_jax.models.transformer import KV, rms_norm
 from cartridges_jax.sharding import TOKENS_BT, place
+from tests.conftest import TEST_MODEL
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -78,7 +78,7 @@ def make_folder(folder, family, options):
         parameter.data += 0.1 * torch.randn_like(parameter)  # norms of ones would hide mistakes
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (folder / name).write_bytes((EMBEDDED_FOLDER / name).read_bytes())
+        (folder / name).write_bytes((TEST_MODEL / name).read_bytes())
     return model
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from cartridges_jax.corpus import Chunk, Document
 from cartridges_jax.errors import InputError
-from cartridges_jax.evaluation.suites import held_out_document
 from cartridges_jax.models.chat_template import Message
 from cartridges_jax.self_study.clients import LocalClient
 from cartridges_jax.self_study.prompts import (
@@ -31,6 +30,7 @@ from cartridges_jax.self_study.synthesize import (
     load_conversations,
     synthesize,
 )
+from tests.conftest import document_named
 
 CONFIG = SynthesisConfig(num_conversations=24, conversations_per_chunk=8, chunk_max_tokens=200)
 KEEPING = dataclasses.replace(CONFIG, kept_share=0.4)
@@ -39,15 +39,15 @@ ALL_KINDS = dataclasses.replace(KEEPING, skimmed_share=0.25, recall_share=0.25)
 
 @pytest.fixture(scope="module")
 def document():
-    return held_out_document("synthesize", 400)[0]
+    return document_named("synthesize")
 
 
 def everything(shards):
     return [c for index in sorted(shards.shards) for c in load_conversations(shards, index)]
 
 
-def test_conversations_are_whole(embedded, document, tmp_path):
-    shards = synthesize(embedded, [document], tmp_path, CONFIG)
+def test_conversations_are_whole(trained, document, tmp_path):
+    shards = synthesize(trained, [document], tmp_path, CONFIG)
     found = everything(shards)
     assert len(found) == shards.num_records >= 24
     assert len({c.id for c in found}) == len(found)
@@ -59,15 +59,15 @@ def test_conversations_are_whole(embedded, document, tmp_path):
     assert set(collections.Counter(c.family for c in found)) == set(FAMILIES)
 
 
-def test_a_document_that_fits_the_window_is_shown_whole(embedded, tmp_path):
-    document, _ = held_out_document("synthesize", 1500, "personnel register")
+def test_a_document_that_fits_the_window_is_shown_whole(trained, tmp_path):
+    document = document_named("synthesize long")
     whole = dataclasses.replace(
         CONFIG, num_conversations=1, chunk_min_tokens=0, chunk_max_tokens=0, seed_prompts="focused"
     )
-    found = everything(synthesize(embedded, [document], tmp_path / "whole", whole))
+    found = everything(synthesize(trained, [document], tmp_path / "whole", whole))
     assert {c.chunk.text for c in found} == {document.text.strip()}
-    length = len(embedded.tokenizer.encode(document.text))
-    window = embedded.config.window
+    length = len(trained.tokenizer.encode(document.text))
+    window = trained.config.window
     for width, question, words in (
         (length, window - length, "lower chunk_max_tokens"),
         (0, window, "a chunk of any tokens"),
@@ -75,11 +75,11 @@ def test_a_document_that_fits_the_window_is_shown_whole(embedded, tmp_path):
         change = {"chunk_min_tokens": width, "chunk_max_tokens": width}
         wide = dataclasses.replace(whole, question_max_tokens=question, **change)
         with pytest.raises(InputError, match=words):
-            synthesize(embedded, [document], tmp_path / "wide", wide)
+            synthesize(trained, [document], tmp_path / "wide", wide)
 
 
-def test_what_does_not_fit_the_window_gets_no_reply(embedded, document):
-    reader = LocalClient(embedded, 8).read(Chunk("d", "t", document.text, 0, 400))
+def test_what_does_not_fit_the_window_gets_no_reply(trained, document):
+    reader = LocalClient(trained, 8).read(Chunk("d", "t", document.text, 0, 400))
     short, long = ([Message(role="user", content=w)] for w in ("Who is there?", "why " * 2000))
     options = {"temperature": 0.0, "max_new_tokens": 32}
     alone = reader.complete([short], seeds=[1], **options)
@@ -88,34 +88,34 @@ def test_what_does_not_fit_the_window_gets_no_reply(embedded, document):
     assert reader.complete([long], seeds=[0], **options) == [None]
 
 
-def test_focused_prompts_show_a_sentence_of_the_chunk(embedded, document, tmp_path):
+def test_focused_prompts_show_a_sentence_of_the_chunk(trained, document, tmp_path):
     focused = dataclasses.replace(CONFIG, seed_prompts="focused")
-    for c in everything(synthesize(embedded, [document], tmp_path, focused)):
+    for c in everything(synthesize(trained, [document], tmp_path, focused)):
         prompt, _, focus = c.seed_prompt.partition("\n\n")
         assert prompt in FOCUSED_PROMPTS[c.family]
         assert focus and all(line in c.chunk.text for line in focus.split("\n"))
 
 
-def test_unsure_conversations_are_dropped(embedded, document, tmp_path):
-    every = synthesize(embedded, [document], tmp_path / "every", CONFIG)
+def test_unsure_conversations_are_dropped(trained, document, tmp_path):
+    every = synthesize(trained, [document], tmp_path / "every", CONFIG)
     said = {str(c.messages) for c in load_conversations(every, 0)}
     for setting, least in (("min_question_confidence", 0.75), ("min_answer_confidence", 0.999)):
         sure = SynthesisConfig(**(vars(CONFIG) | {setting: least}))
-        some = synthesize(embedded, [document], tmp_path / setting, sure)
+        some = synthesize(trained, [document], tmp_path / setting, sure)
         kept = {str(c.messages) for c in load_conversations(some, 0)}
         assert kept < said
 
 
-def test_what_only_the_text_can_answer_is_kept(embedded, document, tmp_path):
-    every = synthesize(embedded, [document], tmp_path / "every", CONFIG)
-    some = synthesize(embedded, [document], tmp_path / "some", KEEPING)
-    title = embedded.read(embedded.template.render_context(document.title, ""))
+def test_what_only_the_text_can_answer_is_kept(trained, document, tmp_path):
+    every = synthesize(trained, [document], tmp_path / "every", CONFIG)
+    some = synthesize(trained, [document], tmp_path / "some", KEEPING)
+    title = trained.read(trained.template.render_context(document.title, ""))
     dropped = []
     for i in set(every.shards) & set(some.shards):
         told, kept = load_conversations(every, i), load_conversations(some, i)
         assert len(kept) <= 3 and {str(c.messages) for c in kept} <= {str(c.messages) for c in told}
         asked = [c.messages[0]["content"] for c in told]
-        alone = embedded.generate(asked, title, max_new_tokens=96)
+        alone = trained.generate(asked, title, max_new_tokens=96)
         for c, a in zip(told, alone, strict=True):
             answer = set(re.findall(r"\w+", c.messages[1]["content"]))
             if not answer - set(re.findall(r"\w+", f"{c.messages[0]['content']} {a.text}")):
@@ -150,9 +150,9 @@ def test_of_skimmed_questions_those_are_kept_that_the_title_alone_answers_alike(
         assert len(skimmed) == 2 and "question 0" in skimmed  # the only one without a new word
 
 
-def test_some_questions_are_asked_by_who_has_skimmed_the_text(embedded, document, tmp_path):
+def test_some_questions_are_asked_by_who_has_skimmed_the_text(trained, document, tmp_path):
     config = dataclasses.replace(CONFIG, skimmed_share=0.5, kept_share=0.5)
-    told = everything(synthesize(embedded, [document], tmp_path, config))
+    told = everything(synthesize(trained, [document], tmp_path, config))
     skimmed = [c for c in told if c.family == SKIMMED]
     units = collections.Counter(c.id.split("-")[0] for c in skimmed)
     assert skimmed and max(units.values()) <= 2
@@ -185,9 +185,9 @@ def test_an_answer_holds_a_sentence_word_for_word():
     assert not _holds("The odd wind sold one walls.", sentence)
 
 
-def test_sentences_are_asked_for_and_learned_word_for_word(embedded, document, tmp_path):
+def test_sentences_are_asked_for_and_learned_word_for_word(trained, document, tmp_path):
     config = dataclasses.replace(CONFIG, recall_share=0.5, kept_share=0.5, question_share=1.0)
-    told = everything(synthesize(embedded, [document], tmp_path, config))
+    told = everything(synthesize(trained, [document], tmp_path, config))
     recalled = [c for c in told if c.family == RECALL]
     units = collections.Counter(c.id.split("-")[0] for c in recalled)
     assert recalled and max(units.values()) <= 2  # half of the four of eight that are asked
@@ -243,29 +243,29 @@ def test_the_share_of_questions(share):
 
 
 @pytest.mark.parametrize("config", [CONFIG, ALL_KINDS])
-def test_a_longer_run_begins_like_a_shorter_one(embedded, document, tmp_path, config):
+def test_a_longer_run_begins_like_a_shorter_one(trained, document, tmp_path, config):
     less, more = (dataclasses.replace(config, num_conversations=n) for n in (10, 18))
-    few = synthesize(embedded, [document], tmp_path / "few", less)
+    few = synthesize(trained, [document], tmp_path / "few", less)
     begun = [c.id for c in everything(few)]
-    grown = synthesize(embedded, [document], tmp_path / "few", more)
-    fresh = synthesize(embedded, [document], tmp_path / "fresh", more)
+    grown = synthesize(trained, [document], tmp_path / "few", more)
+    fresh = synthesize(trained, [document], tmp_path / "fresh", more)
     assert grown.fingerprint == fresh.fingerprint
     assert [c.id for c in everything(grown)][: len(begun)] == begun
 
 
-def test_seeds_differ(embedded, document, tmp_path):
+def test_seeds_differ(trained, document, tmp_path):
     other = dataclasses.replace(CONFIG, seed=1)
-    a = synthesize(embedded, [document], tmp_path / "a", CONFIG)
-    b = synthesize(embedded, [document], tmp_path / "b", other)
+    a = synthesize(trained, [document], tmp_path / "a", CONFIG)
+    b = synthesize(trained, [document], tmp_path / "b", other)
     assert a.fingerprint != b.fingerprint
 
 
-def test_a_folder_of_other_settings_is_refused(embedded, document, tmp_path):
-    synthesize(embedded, [document], tmp_path, CONFIG)
+def test_a_folder_of_other_settings_is_refused(trained, document, tmp_path):
+    synthesize(trained, [document], tmp_path, CONFIG)
     with pytest.raises(InputError, match="seed=0, now seed=1"):
-        synthesize(embedded, [document], tmp_path, dataclasses.replace(CONFIG, seed=1))
+        synthesize(trained, [document], tmp_path, dataclasses.replace(CONFIG, seed=1))
     with pytest.raises(InputError, match=r"corpus\[0\]"):
-        synthesize(embedded, [Document("x", "x", "Other text.")], tmp_path, CONFIG)
+        synthesize(trained, [Document("x", "x", "Other text.")], tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +282,6 @@ def test_a_folder_of_other_settings_is_refused(embedded, document, tmp_path):
         ({"recall_share": 0.25, "kept_share": 0.1}, "recall_share=0.25 with kept_share=0.1 keeps"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(embedded, document, tmp_path, change, words):
+def test_settings_that_cannot_work_are_refused(trained, document, tmp_path, change, words):
     with pytest.raises(InputError, match=words):
-        synthesize(embedded, [document], tmp_path, SynthesisConfig(**(vars(CONFIG) | change)))
+        synthesize(trained, [document], tmp_path, SynthesisConfig(**(vars(CONFIG) | change)))

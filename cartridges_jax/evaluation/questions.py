@@ -1,0 +1,87 @@
+"""Questions with known answers, as JSON Lines.
+
+One JSON object a line: `question`, and `answers` (accepted texts; or `answer`, one). Optional:
+`type` groups the scores; `parser` says how an answer is compared (see `scoring.PARSERS`); `chance`
+is the score of guessing.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+
+from etils import epath
+
+from cartridges_jax import files
+from cartridges_jax.errors import InputError
+from cartridges_jax.evaluation.scoring import PARSERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question, the texts that count as right, and how to compare."""
+
+    id: str
+    type: str
+    question: str
+    answers: tuple[str, ...]
+    parser: str = "exact"
+    chance: float | None = None
+
+
+def load_questions(path: str | os.PathLike[str]) -> list[Question]:
+    """Reads a JSONL file of questions.
+
+    Raises:
+      InputError: naming the line, if one is not an object with `question` and `answers`.
+    """
+    file = files.local_path(path)
+    if not file.exists():
+        raise InputError(f"there is no file of questions {path}")
+    try:
+        lines = file.read_bytes().decode("utf-8").split("\n")  # JSON may hold other line ends
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path} is not UTF-8 text that can be read: {error}") from error
+    questions = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            questions.append(_parse_question(line, f"{path}:{number}", str(number)))
+    if not questions:
+        raise InputError(f"{path} holds no question")
+    return questions
+
+
+def _parse_question(line: str, where: str, name: str) -> Question:
+    try:
+        fields = json.loads(line)
+        json.dumps(fields, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON: {error}") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("question"), str):
+        raise InputError(f'{where}: expected {{"question": "...", "answers": ["..."]}}')
+    answers = fields.get("answers", fields.get("answer"))
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
+        raise InputError(f"{where}: answers must be a text or a list of texts, got {answers!r}")
+    if not all(any(c.isalnum() for c in answer) for answer in answers):
+        raise InputError(f"{where}: an answer needs a letter or a digit, got {answers!r}")
+    parser = fields.get("parser", "exact")
+    if not isinstance(parser, str) or parser not in PARSERS:
+        raise InputError(f"{where}: parser {parser!r} is none of {sorted(PARSERS)}")
+    chance = fields.get("chance")
+    if chance is not None and not (type(chance) in (int, float) and 0 <= chance <= 1):
+        raise InputError(f"{where}: chance must be a number from 0 to 1, got {chance!r}")
+    return Question(
+        str(fields.get("id", name)),
+        str(fields.get("type", "question")),
+        fields["question"],
+        tuple(answers),
+        parser,
+        chance,
+    )
+
+
+def save_questions(path: epath.PathLike, questions: Sequence[Question]) -> None:
+    """Writes questions as JSONL."""
+    lines = [json.dumps(dataclasses.asdict(q), ensure_ascii=False) for q in questions]
+    files.write_bytes(path, ("\n".join(lines) + "\n").encode())

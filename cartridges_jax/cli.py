@@ -21,7 +21,10 @@ from cartridges_jax.errors import InputError
 if TYPE_CHECKING:
     from cartridges_jax.language_model import LanguageModel
 
-_MODEL_HELP = "Model: a Hugging Face folder, or a Hub name (org/name[@revision], downloaded once)."
+_MODEL_HELP = (
+    "Model: smollm2, a Hugging Face folder, a .gguf file, or a Hub name, downloaded once: "
+    "org/name[@revision] or org/name[@revision]:FILE.gguf."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Command:
 
 
 def _define_model(values: flags.FlagValues) -> None:
-    _string(values, "model", None, _MODEL_HELP)
+    _string(values, "model", "smollm2", _MODEL_HELP)
     flags.DEFINE_integer(
         "mesh_data", 1, "Devices that share the rows of a batch.", flag_values=values
     )

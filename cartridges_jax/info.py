@@ -10,7 +10,7 @@ from cartridges_jax import cartridge_file, files
 from cartridges_jax.distillation import targets
 from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation.report import human_bytes
-from cartridges_jax.models.config import ModelConfig, read_config
+from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.self_study import conversation
 from cartridges_jax.shards import ShardSet
 
@@ -21,15 +21,16 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       InputError: if it does not exist, is damaged, or is none of these.
     """
-    from cartridges_jax.models.hub import is_model_name, locate_model
+    from cartridges_jax.models.sources.locate import is_model_name
 
     target = files.local_path(path)
     if not target.exists() and is_model_name(path):
-        return _model(locate_model(path))
+        return _model(path)
     if not target.exists():
         raise InputError(f"there is no file or folder {path}")
     if not target.is_dir():
-        return _results(target) if target.suffix == ".json" else _cartridge(target)
+        kinds = {".json": _results, ".gguf": _model}
+        return kinds.get(target.suffix, _cartridge)(target)
     if (target / "config.json").exists():
         return _model(target)
     found: dict[str, Any] = {}
@@ -107,17 +108,17 @@ def _shards(shards: ShardSet) -> dict[str, Any]:
     return described
 
 
-def _model(folder: epath.Path) -> dict[str, Any]:
+def _model(name: str | os.PathLike[str]) -> dict[str, Any]:
     from cartridges_jax.models.chat_template import ChatTemplate
     from cartridges_jax.models.fingerprint import weights_fingerprint
-    from cartridges_jax.models.tokenizer import load_tokenizer
+    from cartridges_jax.models.sources.locate import open_source
 
-    config = read_config(folder)
-    tokenizer = load_tokenizer(folder)
-    template = ChatTemplate.load(folder, tokenizer)
+    source = open_source(name)
+    config, tokenizer = source.config(), source.tokenizer()
+    template = ChatTemplate(tokenizer, source.chat_template())
     context = template.render_context("", "TEXT")
     return {
-        "model": os.fspath(folder),
+        "model": source.where,
         "family": config.family,
         "parameters": f"{config.num_params():,}",
         "layers": config.num_layers,
@@ -133,7 +134,7 @@ def _model(folder: epath.Path) -> dict[str, Any]:
         "stop tokens": ", ".join(map(str, config.eos_token_ids)),
         "chat template": f"{len(template.source)} characters; {len(context)} tokens around "
         "a context of one word",
-        "weights": weights_fingerprint(folder),
+        "weights": weights_fingerprint(source),
     }
 
 

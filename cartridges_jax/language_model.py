@@ -60,13 +60,18 @@ class LanguageModel:
         *,
         name: str,
         weights_hash: str,
+        file: str = "",
     ):
-        """Puts the parts together; most callers want `load_model`."""
+        """Puts the parts together; most callers want `load_model`.
+
+        `name` is what the caller called it, `file` that of the one file that holds it, if one does.
+        """
         self.transformer = transformer
         self.tokenizer = tokenizer
         self.template = template
         self.mesh = mesh
         self.name = name
+        self.file = file
         self._weights_hash = weights_hash
 
     @property
@@ -83,6 +88,7 @@ class LanguageModel:
         fields = dataclasses.asdict(self.config)
         return {
             "name": self.name,
+            "file": self.file,
             "config": digest(fields),
             "weights": self._weights_hash,
             "tokenizer": self.tokenizer.fingerprint,

@@ -1,4 +1,4 @@
-"""From a name to a model: finds its folder, checks its parts against each other, reads it."""
+"""From a name to a model: finds its source, checks its parts against each other, reads it."""
 
 import os
 from typing import Any
@@ -10,12 +10,10 @@ from jax.sharding import Mesh
 from cartridges_jax import sharding
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
-from cartridges_jax.models import hf
 from cartridges_jax.models.chat_template import ChatTemplate
-from cartridges_jax.models.config import read_config
 from cartridges_jax.models.fingerprint import weights_fingerprint
-from cartridges_jax.models.hub import locate_model
-from cartridges_jax.models.tokenizer import load_tokenizer
+from cartridges_jax.models.sources.locate import open_source
+from cartridges_jax.models.weights import Quantization, read_weights
 
 
 def load_model(
@@ -23,14 +21,14 @@ def load_model(
     dtype: Any = None,
     mesh: Mesh | None = None,
     *,
-    quantization: hf.Quantization = "none",
+    quantization: Quantization = "none",
     template_options: dict[str, Any] | None = None,
 ) -> LanguageModel:
-    """Loads a Hugging Face folder or a Hub name.
+    """Loads a model.
 
     Args:
-      path: folder with config.json, *.safetensors and a tokenizer; or `org/name[@revision]`, which
-        is downloaded once.
+      path: a Hugging Face folder (config.json, *.safetensors, tokenizer), a .gguf file, or a Hub
+        name, which is downloaded once: `org/name[@revision]` or `org/name[@revision]:FILE.gguf`.
       dtype: of the weights, activations and the cache; None for float32 on CPU and bfloat16
         elsewhere.
       mesh: where it lives; None for the first device.
@@ -40,7 +38,7 @@ def load_model(
     Raises:
       InputError: if a part of the folder is missing, damaged or unsupported.
     """
-    folder = locate_model(path)
+    source = open_source(path)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     if quantization not in ("none", "int8"):
@@ -51,14 +49,13 @@ def load_model(
     except TypeError:
         raise InputError(f"dtype must be one of floats, such as bfloat16, got {dtype!r}") from None
     mesh = sharding.local_mesh() if mesh is None else mesh
-    config = read_config(folder)
-    tokenizer = load_tokenizer(folder)
+    config, tokenizer = source.config(), source.tokenizer()
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
+            f"{source.where}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
             f"{config.vocab_size}"
         )
-    template = ChatTemplate.load(folder, tokenizer, template_options)
+    template = ChatTemplate(tokenizer, source.chat_template(), template_options)
     for size, name in ((config.vocab_size, "vocabulary"), (config.mlp_size, "MLP width")):
         if size % mesh.shape[sharding.MODEL]:
             raise InputError(
@@ -66,10 +63,11 @@ def load_model(
                 "devices; choose another mesh_model"
             )
     return LanguageModel(
-        hf.read_weights(folder, config, mesh, dtype, quantization),
+        read_weights(source.tensors(), source.where, config, mesh, dtype, quantization),
         tokenizer,
         template,
         mesh,
         name=os.fspath(path),
-        weights_hash=weights_fingerprint(folder),
+        weights_hash=weights_fingerprint(source),
+        file=source.file,
     )

@@ -16,7 +16,7 @@ import jax
 from absl import app, flags
 
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.models.hf import Quantization
+from cartridges_jax.models.weights import Quantization
 from cartridges_jax.planning.tpu_compiler import (
     Compiled,
     compile_decode,

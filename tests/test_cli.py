@@ -138,7 +138,7 @@ def test_a_missing_file(capsys, tmp_path):
     fails(capsys, ["demo", f"--corpus={tmp_path / 'none.txt'}", f"--out={tmp_path}"], "none.txt")
     fails(capsys, ["info", str(tmp_path / "none")], "there is no file or folder")
     fails(capsys, ["chat", f"--cartridge={tmp_path / 'a.cartridge'}"], "there is no cartridge file")
-    fails(capsys, ["demo", f"--model={tmp_path / 'm'}"], "there is no model folder")
+    fails(capsys, ["demo", f"--model={tmp_path / 'm'}"], "there is no model")
 
 
 def test_a_binary_file_and_an_empty_folder(capsys, tmp_path):

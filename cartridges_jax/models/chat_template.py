@@ -16,7 +16,6 @@ tokens were generated.
 import dataclasses
 import functools
 import json
-import os
 import re
 from collections.abc import Sequence
 from typing import Any, TypedDict
@@ -25,10 +24,8 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 import numpy as np
-from etils import epath
 
 from cartridges_jax.errors import InputError
-from cartridges_jax.models.config import read_json_object
 from cartridges_jax.models.tokenizer import After, Tokenizer
 
 TEMPLATE_DATE = "26 Jul 2024"  # templates that print today's date get this one, always
@@ -122,37 +119,6 @@ class ChatTemplate:
         first = "".join({re.escape(token[0]) for token in specials}) or "x"
         self._special = re.compile(f"({any_special})")
         self._look_alike = re.compile(f"(?=[{first}])(?={any_special})(.)|({_BREAK})", re.DOTALL)
-
-    @classmethod
-    def load(
-        cls,
-        folder: epath.PathLike,
-        tokenizer: Tokenizer,
-        options: dict[str, Any] | None = None,
-    ) -> "ChatTemplate":
-        """Reads `chat_template.jinja`, or `chat_template` of `tokenizer_config.json`.
-
-        Raises:
-          InputError: if there is none.
-        """
-        folder = epath.Path(folder)
-        own = folder / "chat_template.jinja"
-        if own.exists():
-            try:
-                return cls(tokenizer, own.read_text(encoding="utf-8"), options)
-            except (OSError, ValueError) as error:
-                raise InputError(f"{own} cannot be read: {error}") from error
-        path = folder / "tokenizer_config.json"
-        source = read_json_object(path).get("chat_template") if path.exists() else None
-        if isinstance(source, list):  # several by name
-            named = {str(t.get("name")): t.get("template") for t in source if isinstance(t, dict)}
-            source = named.get("default")
-        if not isinstance(source, str) or not source:
-            raise InputError(
-                f"{os.fspath(folder)} has neither chat_template.jinja nor a chat_template in "
-                "tokenizer_config.json; a chat model's folder has one"
-            )
-        return cls(tokenizer, source, options)
 
     # ---- what callers ask for: token ids
 

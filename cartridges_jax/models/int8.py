@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cartridges_jax.models.transformer import Embedding, Linear, Transformer
+from cartridges_jax.models.linear import Embedding, Linear
+from cartridges_jax.models.transformer import Transformer
 
 LARGEST = 127
 

@@ -1,7 +1,7 @@
 """Rotary position embedding: which angle each position turns each pair of dimensions by.
 
 Frequencies are computed once in numpy from the numbers of a config.json, as `transformers` does;
-`apply_rope` turns queries and keys. Four kinds are supported: default, linear, llama3 and yarn.
+`apply_rope` turns queries and keys. Kinds: default, linear, llama3, yarn, and what GGUF files have.
 """
 
 import dataclasses
@@ -51,11 +51,18 @@ class YarnScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class FrequencyDivisors:
+    """Each frequency divided by its own number: how GGUF files tell Llama 3.1's stretching."""
+
+    divisors: tuple[float, ...]  # H / 2
+
+
+@dataclasses.dataclass(frozen=True)
 class Rope:
     """The rotary embedding of one model."""
 
     theta: float
-    scaling: LinearScaling | Llama3Scaling | YarnScaling | None
+    scaling: LinearScaling | Llama3Scaling | YarnScaling | FrequencyDivisors | None
 
     def window(self, max_position_embeddings: int) -> int:
         """Tokens that a model can read. YaRN is switched on in a config that keeps its window."""
@@ -146,7 +153,13 @@ def _yarn_attention_factor(rope: dict[str, Any], factor: float) -> float:
 
 
 def to_hf_fields(rope: Rope) -> dict[str, Any]:
-    """Returns the `rope_parameters` of a config.json."""
+    """Returns the `rope_parameters` of a config.json.
+
+    Raises:
+      InputError: if the frequencies are those of a GGUF file, for which a config.json has no words.
+    """
+    if isinstance(rope.scaling, FrequencyDivisors):
+        raise InputError("a config.json cannot tell the rope of this GGUF file")
     kinds = {LinearScaling: "linear", Llama3Scaling: "llama3", YarnScaling: "yarn"}
     fields: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
     if rope.scaling is not None:
@@ -167,6 +180,8 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
             turns = window * freq / (2 * np.pi)
             keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
             freq = freq * (keep + (1 - keep) / factor)
+        case FrequencyDivisors(divisors):
+            freq = freq / np.asarray(divisors, np.float32)
         case YarnScaling(factor, window):
             first, last = _yarn_range(rope, H)
             ramp = np.clip((np.arange(H // 2) - first) / (last - first), 0.0, 1.0)

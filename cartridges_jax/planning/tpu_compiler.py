@@ -26,8 +26,8 @@ from cartridges_jax.distillation.train import TrainConfig, make_optimizer, make_
 from cartridges_jax.models import int8
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.generate import DecodeState, Sampling, advance_batch
-from cartridges_jax.models.hf import Quantization
 from cartridges_jax.models.transformer import KV, Prefix, Transformer, abstract_transformer
+from cartridges_jax.models.weights import Quantization
 from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis, query_axis
 
 

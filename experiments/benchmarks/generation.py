@@ -23,10 +23,11 @@ import torch
 import transformers
 from absl import app, flags
 
-from cartridges_jax.models import hf
 from cartridges_jax.models.config import ModelConfig, read_config
 from cartridges_jax.models.generate import Decoding, Sampling
+from cartridges_jax.models.sources.folder import FolderSource
 from cartridges_jax.models.transformer import Transformer
+from cartridges_jax.models.weights import read_weights
 from cartridges_jax.sharding import TOKENS_BT, make_mesh, place
 from experiments.benchmarks.measure import alternate, product_flops
 from experiments.record import write_result
@@ -82,7 +83,7 @@ def main(_) -> None:
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         config = read_config(pathlib.Path(folder))
-        ours = hf.read_weights(folder, config, mesh, jnp.float32)
+        ours = read_weights(FolderSource(folder).tensors(), str(folder), config, mesh, jnp.float32)
     rng = np.random.default_rng(0)
     long = rng.integers(3, config.vocab_size, (PREFILL_ROWS, PREFILL_TOKENS)).astype(np.int32)
     prompts = rng.integers(3, config.vocab_size, (DECODE_ROWS, PROMPT_TOKENS)).astype(np.int32)

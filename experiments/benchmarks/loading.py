@@ -23,7 +23,8 @@ from absl import app, flags
 from etils import epath
 
 from cartridges_jax.models import config as model_config
-from cartridges_jax.models import hf
+from cartridges_jax.models.sources.folder import FolderSource
+from cartridges_jax.models.weights import read_weights, tensor_shapes
 from cartridges_jax.sharding import make_mesh
 from experiments.benchmarks.measure import PeakMemory, anonymous_bytes
 from experiments.model_shapes import LLAMA_3_2_1B
@@ -42,7 +43,7 @@ def write_checkpoint(folder: epath.Path) -> int:
     (folder / "config.json").write_text(json.dumps(fields))
     rng = np.random.default_rng(0)
     noise = (rng.standard_normal(2**20, np.float32) * 0.02).astype(jnp.bfloat16)
-    shapes = hf.tensor_shapes(LLAMA_3_2_1B)
+    shapes = tensor_shapes(LLAMA_3_2_1B)
     names, weight_map, total = sorted(shapes), {}, 0
     for i in range(FILES):
         part = {}
@@ -65,7 +66,9 @@ def load_and_watch(folder: str) -> dict[str, float]:
     quantization = "int8" if _QUANTIZATION.value == "int8" else "none"
     with PeakMemory() as memory:
         started = time.perf_counter()
-        model = hf.read_weights(folder, config, mesh, jnp.bfloat16, quantization)
+        model = read_weights(
+            FolderSource(folder).tensors(), folder, config, mesh, jnp.bfloat16, quantization
+        )
         jax.block_until_ready(jax.tree.leaves(model))
         took = time.perf_counter() - started
     held = anonymous_bytes() - memory.before

@@ -86,13 +86,16 @@ def train_ours(folder: pathlib.Path) -> dict[str, Any]:
     from cartridges_jax.distillation.dataset import RowShape, packed_data, unpacked_rows
     from cartridges_jax.distillation.targets import SHARDS, decode_record
     from cartridges_jax.distillation.train import TrainConfig, make_optimizer, make_train_step
-    from cartridges_jax.models import hf
     from cartridges_jax.models.config import read_config
+    from cartridges_jax.models.sources.folder import FolderSource
+    from cartridges_jax.models.weights import read_weights
     from cartridges_jax.sharding import DATA, head_axis, make_mesh, place
     from cartridges_jax.shards import ShardSet
 
     mesh, config = make_mesh(1, 1), read_config(folder / "model")
-    model = hf.read_weights(folder / "model", config, mesh, jnp.float32)
+    model = read_weights(
+        FolderSource(folder / "model").tensors(), "the model", config, mesh, jnp.float32
+    )
     L, K, H = config.num_layers, config.num_kv_heads, config.head_dim
     slots = np.load(folder / "slots.npy").reshape(SLOTS, L, 2, K, H).transpose(2, 1, 0, 3, 4)
     shards = ShardSet.read(folder / "data", SHARDS)

@@ -45,12 +45,11 @@ from cartridges_jax import files
 from cartridges_jax.distillation.checkpoint import TrainingCheckpoints
 from cartridges_jax.loading import load_model
 from cartridges_jax.metrics import MetricsLog, progress, read_metrics
-from cartridges_jax.models import hf
 from cartridges_jax.models.chat_template import ChatTemplate
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.fingerprint import weights_fingerprint
-from cartridges_jax.models.hub import locate_model
 from cartridges_jax.models.rope import Rope
+from cartridges_jax.models.sources.folder import FolderSource, export_folder
 from cartridges_jax.models.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer
 from cartridges_jax.models.transformer import Transformer
 from cartridges_jax.sharding import DATA, TOKENS_BT, make_mesh, place
@@ -277,7 +276,7 @@ def export(out: epath.Path, model: Transformer) -> None:
     sentencepiece = (out / TOKENIZER).read_bytes()
     source = tokenizer_training.to_tokenizer_json(sentencepiece)
     tokenizer = JsonTokenizer(source, tokenizer_training.BEGIN, tokenizer_training.END)
-    hf.export_folder(out / "model", model, tokenizer, tokenizer_training.CHAT_TEMPLATE)
+    export_folder(out / "model", model, tokenizer, tokenizer_training.CHAT_TEMPLATE)
     files.write_bytes(out / "model" / TOKENIZER, sentencepiece)
     plot_curves(out)
 
@@ -295,7 +294,7 @@ def main(_) -> None:
     if not tokenizer_file.exists():
         out.mkdir(parents=True, exist_ok=True)
         if _START.value:
-            made = (locate_model(_START.value) / TOKENIZER).read_bytes()
+            made = (epath.Path(_START.value) / TOKENIZER).read_bytes()
         else:
             made = tokenizer_training.train_tokenizer(_SEED.value)
         files.write_bytes(tokenizer_file, made)
@@ -331,7 +330,7 @@ def main(_) -> None:
     }
     seed_of_rows = str(_SEED.value)
     if _START.value:
-        inputs["start"] = weights_fingerprint(locate_model(_START.value))
+        inputs["start"] = weights_fingerprint(FolderSource(_START.value))
         seed_of_rows += f" after {inputs['start'][:12]}"  # other rows than that model has seen
     with jax.set_mesh(mesh), TrainingCheckpoints(out / "checkpoints", inputs) as checkpoints:
         if _START.value:

@@ -4,13 +4,12 @@ import json
 
 import pytest
 import safetensors.numpy
-from etils import epath
 
 from cartridges_jax.errors import InputError
 from cartridges_jax.loading import load_model
 from cartridges_jax.models.config import read_config
-from cartridges_jax.models.hf import weight_files
 from cartridges_jax.models.rope import YarnScaling
+from cartridges_jax.models.sources.folder import FolderSource
 from tests.conftest import CHAT_TEMPLATE, TEST_MODEL
 
 
@@ -162,7 +161,7 @@ def test_the_whole_file_goes_before_an_index(folder):
     """As for transformers; the index may be left of an earlier save."""
     index = {"weight_map": {"a": "gone.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert weight_files(epath.Path(folder)) == [folder / "model.safetensors"]
+    assert FolderSource(folder).weight_files() == [str(folder / "model.safetensors")]
     assert load_model(folder).config == read_config(folder)
 
 

@@ -17,16 +17,33 @@ from jax.sharding import NamedSharding
 
 from cartridges_jax.errors import InputError
 from cartridges_jax.loading import load_model
-from cartridges_jax.models import hf, hub
+from cartridges_jax.models import weights
 from cartridges_jax.models.config import ModelConfig, read_config
 from cartridges_jax.models.fingerprint import weights_fingerprint
+from cartridges_jax.models.linear import Embedding, Linear
 from cartridges_jax.models.rope import Rope
+from cartridges_jax.models.sources.folder import FolderSource, export_folder
+from cartridges_jax.models.sources.locate import is_model_name
 from cartridges_jax.models.tokenizer import load_tokenizer
-from cartridges_jax.models.transformer import Embedding, Linear, initialize
+from cartridges_jax.models.transformer import initialize
 from cartridges_jax.sharding import MODEL, make_mesh
 from tests.conftest import CHAT_TEMPLATE, TEST_MODEL, tiny_config
 
 TOKENIZER = load_tokenizer(TEST_MODEL)
+
+
+def read(folder, *args):
+    return weights.read_weights(FolderSource(folder).tensors(), str(folder), *args)
+
+
+class InMemory:
+    """A tensor that lies in memory."""
+
+    def __init__(self, array):
+        self.array, self.shape = array, array.shape
+
+    def read(self, cut, dtype):
+        return self.array[cut].astype(dtype)
 
 
 def write_model(folder, **changes):
@@ -34,7 +51,7 @@ def write_model(folder, **changes):
     config = dataclasses.replace(tiny_config(TOKENIZER), **changes)
     with jax.set_mesh(make_mesh(1, 1)):
         model = initialize(config, seed=3)
-    hf.export_folder(folder, model, TOKENIZER, CHAT_TEMPLATE)
+    export_folder(folder, model, TOKENIZER, CHAT_TEMPLATE)
     return model
 
 
@@ -56,11 +73,11 @@ def test_every_leaf_has_the_planned_sharding(tmp_path, kv_heads):
     heads = 2 * kv_heads
     wanted = write_model(tmp_path, num_heads=heads, num_kv_heads=kv_heads, qk_norm=True,
                          family="qwen3", qkv_bias=True, output_bias=True)  # fmt: skip
-    whole = weights_fingerprint(tmp_path)
+    whole = weights_fingerprint(FolderSource(tmp_path))
     split_into_files(tmp_path, 4)
-    assert weights_fingerprint(tmp_path) == whole  # whatever the files are
+    assert weights_fingerprint(FolderSource(tmp_path)) == whole  # whatever the files are
     mesh = make_mesh(2, 4)
-    got = hf.read_weights(tmp_path, read_config(tmp_path), mesh, jnp.float32)
+    got = read(tmp_path, read_config(tmp_path), mesh, jnp.float32)
     sharded = set()
     for path, variable in nnx.to_flat_state(nnx.state(got)):
         spec = variable.get_metadata()["spec"]
@@ -82,15 +99,16 @@ def test_a_part_is_read_from_the_right_place_of_every_tensor():
     """Each leaf's slice of a tensor equals the slice of the leaf."""
     config = tiny_config(TOKENIZER)
     rng = np.random.default_rng(0)
-    for leaf in hf._leaves(config):
+    for leaf in weights._leaves(config):
         tensor = rng.normal(size=leaf.hf_shape).astype(np.float32)
-        full = leaf.read(tensor, {a: (0, config.sizes[a]) for a in leaf.axes})
+        whole = {a: (0, config.sizes[a]) for a in leaf.axes}
+        full = leaf.read(InMemory(tensor), whole, np.float32)
         np.testing.assert_array_equal(leaf.to_hf(full), tensor)
         cut = {a: (0, config.sizes[a]) for a in leaf.axes}
         for axis in set(leaf.axes) & set("NKFV"):  # those that a mesh may split
             half = config.sizes[axis] // 2
             cut[axis] = (half, config.sizes[axis])
-        got = leaf.read(tensor, cut)
+        got = leaf.read(InMemory(tensor), cut, np.float32)
         index = tuple(slice(*cut[a]) for a in leaf.axes)
         np.testing.assert_array_equal(got, full[index])
 
@@ -105,7 +123,7 @@ def test_loading_holds_little_beside_the_model(tmp_path):
     )  # fmt: skip
     with jax.set_mesh(make_mesh(1, 1)):
         model = initialize(config, seed=0)
-    hf.export_folder(tmp_path, model, TOKENIZER, "x")
+    export_folder(tmp_path, model, TOKENIZER, "x")
     tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
     tensors = {k: v.astype(jnp.bfloat16) for k, v in tensors.items()}
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
@@ -124,8 +142,8 @@ def test_int8_weights_are_the_nearest_of_255_in_each_channel(tmp_path):
     write_model(tmp_path)
     mesh = make_mesh(1, 1)
     config = read_config(tmp_path)
-    full = hf.read_weights(tmp_path, config, mesh, jnp.float32)
-    small = hf.read_weights(tmp_path, config, mesh, jnp.float32, "int8")
+    full = read(tmp_path, config, mesh, jnp.float32)
+    small = read(tmp_path, config, mesh, jnp.float32, "int8")
     matrices = 0
     for (_, a), (_, b) in zip(nnx.iter_modules(full), nnx.iter_modules(small), strict=True):
         if not isinstance(a, Linear | Embedding):
@@ -157,7 +175,7 @@ def test_an_int8_model_answers_nearly_alike_on_every_mesh(trained):
     assert small.identity["dtype"] == "int8"
     assert small.fingerprint == trained.fingerprint  # the same model, told by a warning
     with pytest.raises(InputError, match="int8 cannot be exported"):
-        hf.export_folder("/nowhere", small.transformer, small.tokenizer, "")
+        export_folder("/nowhere", small.transformer, small.tokenizer, "")
 
 
 # ---- fingerprint and Hub
@@ -167,15 +185,15 @@ def test_the_fingerprint_is_kept_until_a_file_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "model"
     write_model(folder)
-    first = weights_fingerprint(folder)
+    first = weights_fingerprint(FolderSource(folder))
     with monkeypatch.context() as patch:
         patch.setattr("cartridges_jax.models.fingerprint._hash", None)  # would fail if called
-        assert weights_fingerprint(folder) == first
+        assert weights_fingerprint(FolderSource(folder)) == first
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    assert weights_fingerprint(folder) != first
+    assert weights_fingerprint(FolderSource(folder)) != first
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
@@ -228,10 +246,10 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 
 HUB_CLIENT = """
 import sys
-from cartridges_jax.models.hub import locate_model
+from cartridges_jax.models.sources.locate import open_source
 from cartridges_jax.errors import InputError
 try:
-    print("FOLDER", locate_model(sys.argv[1]))
+    print("FOLDER", open_source(sys.argv[1]).where)
 except InputError as error:
     print("ERROR", error)
 """
@@ -239,7 +257,7 @@ except InputError as error:
 
 @pytest.fixture
 def hub_run(tmp_path):
-    """Runs `locate_model` in a process of its own against a Hub on this machine."""
+    """Runs `open_source` in a process of its own against a Hub on this machine."""
     files = {f.name: f.read_bytes() for f in TEST_MODEL.iterdir()}
     handler = type("Handler", (_Hub,), {"files": files | {"x.bin": b"no"}, "requests": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -281,11 +299,11 @@ def test_a_model_that_is_nowhere(hub_run):
     kind, text = run("org/other")
     assert kind == "ERROR" and "no folder org/other here and no model org/other" in text
     kind, text = run("org/name2", port=1)
-    assert kind == "ERROR" and "without a network, give the path of a folder" in text
+    assert kind == "ERROR" and "without a network, give" in text
     kind, text = run("no folder at all")
-    assert kind == "ERROR" and "give a Hugging Face folder" in text
+    assert kind == "ERROR" and "a Hugging Face folder" in text
 
 
 def test_names_of_models_and_of_files():
-    assert hub.is_model_name("org/name@v1.0")
-    assert not hub.is_model_name("runs/x.cartridge") and not hub.is_model_name("a/b/c")
+    assert is_model_name("org/name@v1.0")
+    assert not is_model_name("runs/x.cartridge") and not is_model_name("a/b/c")

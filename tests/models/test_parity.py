@@ -11,9 +11,9 @@ transformers = pytest.importorskip("transformers", reason="the extra `parity` is
 from cartridges_jax.attention import attention
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.loading import load_model
-from cartridges_jax.models import hf
 from cartridges_jax.models.fingerprint import weights_fingerprint
 from cartridges_jax.models.generate import Decoding, Sampling
+from cartridges_jax.models.sources.folder import export_folder
 from cartridges_jax.models.transformer import KV, rms_norm
 from cartridges_jax.sharding import TOKENS_BT, place
 from tests.conftest import TEST_MODEL
@@ -193,7 +193,7 @@ def test_greedy_generation_of_a_padded_batch(pair, rng):
 
 def test_export_is_loaded_by_transformers(pair, tmp_path, rng):
     theirs, ours, folder = pair
-    hf.export_folder(tmp_path, ours.transformer, ours.tokenizer, ours.template.source)
+    export_folder(tmp_path, ours.transformer, ours.tokenizer, ours.template.source)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(again) is type(theirs)
     ids = torch.tensor(rng.integers(3, 2048, (1, 300)))

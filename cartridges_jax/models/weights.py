@@ -1,39 +1,28 @@
-"""Hugging Face model folders: weights in and out.
+"""Weights in and out: how our leaves and the tensors of a Hugging Face checkpoint correspond.
 
-A folder holds config.json, *.safetensors, a tokenizer and its chat template. Weights are read
-lazily, slice by slice: each device's part of each leaf goes straight to it with the planned
-sharding and dtype, so the host holds one leaf beside what is placed. All missing, extra and
-misshapen tensors are reported together. How the two layouts correspond is told by `_TENSORS` alone.
+Weights are read lazily, slice by slice: each device's part of each leaf goes straight to it with
+the planned sharding and dtype, so the host holds one leaf beside what is placed. All missing, extra
+and misshapen tensors are reported together. The correspondence is told by `_TENSORS` alone; files
+of other formats give their tensors under these names and in this layout (`sources/`).
 """
 
 import dataclasses
-import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
-from etils import epath
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from cartridges_jax import files
 from cartridges_jax.errors import InputError
 from cartridges_jax.metrics import progress
-from cartridges_jax.models import config as model_config
 from cartridges_jax.models import int8
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.models.tokenizer import Tokenizer
-from cartridges_jax.models.transformer import (
-    Embedding,
-    Linear,
-    Transformer,
-    abstract_transformer,
-)
+from cartridges_jax.models.linear import Embedding, Linear
+from cartridges_jax.models.sources.base import Tensor
+from cartridges_jax.models.transformer import Transformer, abstract_transformer
 
 Quantization = Literal["none", "int8"]
 
@@ -89,7 +78,7 @@ class _Leaf:
     def size(self) -> int:
         return len(self.names) * _product(self.hf_shape)
 
-    def read(self, tensor: Any, parts: dict[str, tuple[int, int]]) -> np.ndarray:
+    def read(self, tensor: Tensor, parts: dict[str, tuple[int, int]], dtype: Any) -> np.ndarray:
         """Reads the part of a tensor that lies within `parts`, a range for each axis, as ours."""
         cuts, sizes = [], []
         for group in self.hf_axes:
@@ -99,7 +88,8 @@ class _Leaf:
             cuts.append(slice(start * inner, stop * inner))
             sizes += [parts[a][1] - parts[a][0] for a in group]
         order = "".join(self.hf_axes)
-        return tensor[tuple(cuts)].reshape(sizes).transpose([order.index(a) for a in self.axes])
+        part = tensor.read(tuple(cuts), dtype).reshape(sizes)
+        return part.transpose([order.index(a) for a in self.axes])
 
     def to_hf(self, array: np.ndarray) -> np.ndarray:
         """Turns one layer of ours into their layout."""
@@ -140,34 +130,41 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def read_weights(
-    folder: epath.PathLike,
+    tensors: Mapping[str, Tensor],
+    where: str,
     config: ModelConfig,
     mesh: Mesh,
     dtype: Any,
     quantization: Quantization = "none",
 ) -> Transformer:
-    """Reads the weights of a folder onto `mesh`.
+    """Reads weights onto `mesh`.
 
     The largest leaves come first, so that the host's peak is the model and a fraction, not the
     model and its largest leaf. With `quantization="int8"` each leaf is rounded on its devices
     before the next one is read.
 
+    Args:
+      tensors: by Hugging Face name.
+      where: the file or folder, for errors.
+      config: the model's sizes.
+      mesh: where the weights go.
+      dtype: of the weights.
+      quantization: "int8" rounds the matrices to one byte a weight.
+
     Raises:
-      InputError: if files are missing or unreadable, or any tensor is missing, extra, of another
-        shape, or not finite; all such tensors are named together.
+      InputError: if any tensor is missing, extra, of another shape, or not finite; all such
+        tensors are named together.
     """
-    folder = epath.Path(folder)
-    holder = tensor_handles(folder)
+    _check_names(where, tensors, config)
     leaves = sorted(_leaves(config), key=lambda leaf: -leaf.size)
-    _check_names(folder, holder, config)
     with jax.set_mesh(mesh):
         model = abstract_transformer(config, dtype)
         bar = progress(sum(leaf.size for leaf in leaves), "load", " weights", scaled=True)
         for leaf in leaves:
             parent, attribute = _find(model, leaf.path)
             spec = getattr(parent, attribute).get_metadata()["spec"]
-            value = _place(leaf, holder, config, NamedSharding(mesh, spec), jnp.dtype(dtype))
-            _check_finite(folder, leaf, value)
+            value = _place(leaf, tensors, config, NamedSharding(mesh, spec), jnp.dtype(dtype))
+            _check_finite(where, leaf, value)
             setattr(parent, attribute, nnx.Param(value, spec=spec))
             is_matrix = isinstance(parent, Linear | Embedding) and attribute == "weight"
             if quantization == "int8" and is_matrix:
@@ -175,6 +172,17 @@ def read_weights(
             bar.update(leaf.size)
         bar.close()
     return model
+
+
+def as_hf_tensors(model: Transformer) -> dict[str, np.ndarray]:
+    """The weights in float32, by Hugging Face name and in that layout."""
+    tensors = {}
+    for leaf in _leaves(model.config):
+        parent, attribute = _find(model, leaf.path)
+        value = np.asarray(getattr(parent, attribute)[...], np.float32)
+        for name, layer in zip(leaf.names, value if leaf.stacked else [value], strict=True):
+            tensors[name] = np.ascontiguousarray(leaf.to_hf(layer))
+    return tensors
 
 
 def _find(model: Transformer, path: str) -> tuple[Any, str]:
@@ -188,7 +196,7 @@ def _find(model: Transformer, path: str) -> tuple[Any, str]:
 
 def _place(
     leaf: _Leaf,
-    holder: dict[str, Any],
+    tensors: Mapping[str, Tensor],
     config: ModelConfig,
     sharding: NamedSharding,
     dtype: np.dtype,
@@ -206,8 +214,7 @@ def _place(
             within = dict(zip(leaf.axes, ranges[leaf.stacked :], strict=True))
             out = np.empty((layers[1] - layers[0], *(b - a for a, b in within.values())), dtype)
             for i, layer in enumerate(range(*layers)):
-                name = leaf.names[layer]
-                out[i] = leaf.read(holder[name].get_slice(name), within)
+                out[i] = leaf.read(tensors[leaf.names[layer]], within, dtype)
             read[ranges] = out if leaf.stacked else out[0]
         return read[ranges]
 
@@ -219,26 +226,30 @@ def _all_finite(value: jax.Array) -> jax.Array:
     return jnp.isfinite(value).all()
 
 
-def _check_finite(folder: epath.Path, leaf: _Leaf, value: jax.Array) -> None:
+def _check_finite(where: str, leaf: _Leaf, value: jax.Array) -> None:
     if bool(_all_finite(value)):
         return
     layers = value if leaf.stacked else [value]
     bad = next(n for n, x in zip(leaf.names, layers, strict=True) if not bool(_all_finite(x)))
-    raise InputError(f"{folder}: {bad} holds values that are not finite")
+    raise InputError(f"{where}: {bad} holds values that are not finite")
 
 
-def _check_names(folder: epath.Path, holder: dict[str, Any], config: ModelConfig) -> None:
+def _check_names(where: str, tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
     """Reports every tensor that is missing, extra or misshapen, all together."""
+    if config.num_layers > len(tensors):  # before names of so many layers are made
+        raise InputError(
+            f"{where} does not hold the model of its config: it has {len(tensors)} tensors, too "
+            f"few for {config.num_layers} layers"
+        )
     expected = tensor_shapes(config)
     known = expected.keys() | {"lm_head.weight"}  # folders with tied embeddings may repeat it
-    problems = [f"missing {name}" for name in expected if name not in holder]
-    problems += [f"unexpected {n}" for n in holder if n not in known and "rotary_emb" not in n]
+    problems = [f"missing {name}" for name in expected if name not in tensors]
+    problems += [f"unexpected {n}" for n in tensors if n not in known and "rotary_emb" not in n]
     for name, wanted in expected.items():
-        if name in holder:
-            shape = tuple(holder[name].get_slice(name).get_shape())
-            if shape != wanted:
-                problems.append(f"{name} is {list(shape)}, config.json says {list(wanted)}")
-    if config.tie_embeddings and not _same_rows(holder, "lm_head.weight", _EMBEDDING):
+        if name in tensors and tensors[name].shape != wanted:
+            shape = list(tensors[name].shape)
+            problems.append(f"{name} is {shape}, the config says {list(wanted)}")
+    if config.tie_embeddings and not _same_rows(tensors, "lm_head.weight", _EMBEDDING):
         problems.append(
             f"lm_head.weight differs from {_EMBEDDING}, to which config.json ties it; set "
             "tie_word_embeddings to false, as transformers then reads it"
@@ -246,79 +257,20 @@ def _check_names(folder: epath.Path, holder: dict[str, Any], config: ModelConfig
     if problems:
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
         shown = "; ".join(problems[:20]) + more
-        raise InputError(f"{folder} does not hold the model of its config.json: {shown}")
+        raise InputError(f"{where} does not hold the model of its config: {shown}")
 
 
-def _same_rows(holder: dict[str, Any], name: str, other: str) -> bool:
+def _same_rows(tensors: Mapping[str, Tensor], name: str, other: str) -> bool:
     """Whether two matrices are equal, a block of rows in memory at a time; if both are there."""
-    if name not in holder or other not in holder:
+    if name not in tensors or other not in tensors:
         return True
-    a, b = holder[name].get_slice(name), holder[other].get_slice(other)
-    if a.get_shape() != b.get_shape():
+    a, b = tensors[name], tensors[other]
+    if a.shape != b.shape:
         return False
-    count = a.get_shape()[0]
+    count = a.shape[0]
     blocks = (slice(i, min(i + _ROWS, count)) for i in range(0, count, _ROWS))
-    return all(np.array_equal(a[rows], b[rows]) for rows in blocks)
-
-
-def weight_files(folder: epath.Path) -> list[epath.Path]:
-    """The safetensors files of a model: the only one, or those that its index names.
-
-    Where there are both it is the only one, as for transformers.
-
-    Raises:
-      InputError: if there are none, or the index is damaged or names a file that is not there.
-    """
-    if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        raise InputError(f"no model.safetensors in {folder}, nor an index of several files")
-    names = model_config.read_json_object(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise InputError(f"{index} has no weight_map")
-    parts = sorted(set(map(str, names.values())))
-    for name in parts:
-        if not re.fullmatch(r"[\w.-]+\.safetensors", name):  # never out of the folder
-            raise InputError(f"{index} names {name!r}, which is no safetensors file beside it")
-        if not (folder / name).exists():
-            raise InputError(f"{index} names {name}, which is not in the folder")
-    return [folder / name for name in parts]
-
-
-def tensor_handles(folder: epath.Path) -> dict[str, Any]:
-    """Opens the weight files of a folder: the file that holds each tensor, by its name."""
-    try:
-        opened = [safetensors.safe_open(str(p), framework="numpy") for p in weight_files(folder)]
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"a weights file in {folder} is damaged: {error}") from error
-    return {name: handle for handle in opened for name in handle.keys()}  # noqa: SIM118 (a handle has keys but cannot be iterated)
-
-
-def export_folder(
-    folder: epath.PathLike, model: Transformer, tokenizer: Tokenizer, chat_template: str
-) -> None:
-    """Writes a folder that `load_model` and transformers load; weights in float32.
-
-    Raises:
-      InputError: if the weights are int8, which would not come back as they were.
-    """
-    if model.is_quantized:
-        raise InputError("a model loaded as int8 cannot be exported; load it unquantized")
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for leaf in _leaves(model.config):
-        parent, attribute = _find(model, leaf.path)
-        value = np.asarray(getattr(parent, attribute)[...], np.float32)
-        for name, layer in zip(leaf.names, value if leaf.stacked else [value], strict=True):
-            tensors[name] = np.ascontiguousarray(leaf.to_hf(layer))
-    fields = model_config.to_hf_fields(model.config)
-    written = {
-        "model.safetensors": safetensors.numpy.save(tensors, metadata={"format": "pt"}),
-        "config.json": (json.dumps(fields, indent=2) + "\n").encode(),
-        "chat_template.jinja": chat_template.encode(),
-        **tokenizer.files(),
-    }
-    for name, data in written.items():
-        files.write_bytes(folder / name, data)
+    whole = slice(None)
+    return all(
+        np.array_equal(a.read((rows, whole), np.float32), b.read((rows, whole), np.float32))
+        for rows in blocks
+    )

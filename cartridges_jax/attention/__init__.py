@@ -1,5 +1,7 @@
 """Attention kernels. They know "a prefix k, v", not cartridges."""
 
-from cartridges_jax.attention.api import SAVED_NAMES, attention
+from cartridges_jax.attention.api import attention
+from cartridges_jax.attention.mask import Mask
+from cartridges_jax.attention.vjp import SAVED_NAMES
 
-__all__ = ["SAVED_NAMES", "attention"]
+__all__ = ["SAVED_NAMES", "Mask", "attention"]

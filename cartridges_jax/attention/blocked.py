@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cartridges_jax.attention.reference import NEG_INF
+from cartridges_jax.attention.mask import NEG_INF
 
 BLOCK = 136  # most queries of a block
 SCORES = 3400  # most queries of a block times heads: the scores of more leave the cache
@@ -207,10 +207,10 @@ def blocked_forward(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    prefix_k: Float[Array, "*R P K H"],
-    prefix_v: Float[Array, "*R P K H"],
+    prefix_k: Float[Array, "P K H"],
+    prefix_v: Float[Array, "P K H"],
     segment_start: Int[Array, "B T"],
-    prefix_length: Int[Array, "*R"],
+    prefix_length: Int[Array, ""],
     *,
     scale: float,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
@@ -220,8 +220,8 @@ def blocked_forward(
       The attended values in the dtype of `q`, and the log-sum-exp of each query's scores in
       float32.
     """
-    B, T, N, _ = q.shape
-    blocks, shared = _Blocks(T, N, k.shape[2]), prefix_k.ndim == 3
+    T, N = q.shape[1:3]
+    blocks = _Blocks(T, N, k.shape[2])
     q, segment_start = _in_the_loop(q, segment_start)
     prefixes = (_heads_first(prefix_k), _heads_first(prefix_v))
 
@@ -235,10 +235,9 @@ def blocked_forward(
         return out.swapaxes(1, 2).astype(q.dtype), (top + jnp.log(total))[:, 0]
 
     def one_row(args):
-        q, k, v, start, length, *own_prefix = args
-        slots_k, slots_v = prefixes if shared else own_prefix
+        q, k, v, start = args
         keys, values = (_heads_first(blocks.pad(x)) for x in (k, v))
-        row = _Row(blocks, keys, values, slots_k, slots_v, length, scale)
+        row = _Row(blocks, keys, values, *prefixes, prefix_length, scale)
 
         queries, starts = _fold(blocks, q), _own_start(blocks, start)
 
@@ -250,18 +249,17 @@ def blocked_forward(
         out, lse = blocks.visit(starts, one_block, nothing)
         return _unfold(blocks, out), _unfold(blocks, lse)
 
-    lengths = jnp.broadcast_to(prefix_length, (B,))
-    return jax.lax.map(one_row, (q, k, v, segment_start, lengths, *(() if shared else prefixes)))
+    return jax.lax.map(one_row, (q, k, v, segment_start))
 
 
 def blocked_backward(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    prefix_k: Float[Array, "*R P K H"],
-    prefix_v: Float[Array, "*R P K H"],
+    prefix_k: Float[Array, "P K H"],
+    prefix_v: Float[Array, "P K H"],
     segment_start: Int[Array, "B T"],
-    prefix_length: Int[Array, "*R"],
+    prefix_length: Int[Array, ""],
     lse: Float[Array, "B T N"],
     delta: Float[Array, "B T N"],
     d_out: Float[Array, "B T N H"],
@@ -278,9 +276,9 @@ def blocked_backward(
     Returns:
       Gradients of q, k, v in their shapes and dtypes, and of prefix_k and prefix_v in float32.
     """
-    B, T, N, _ = q.shape
-    P = prefix_k.shape[-3]
-    blocks, shared = _Blocks(T, N, k.shape[2]), prefix_k.ndim == 3
+    T, N = q.shape[1:3]
+    P = prefix_k.shape[0]
+    blocks = _Blocks(T, N, k.shape[2])
     q, segment_start = _in_the_loop(q, segment_start)
     prefixes = (_heads_first(prefix_k), _heads_first(prefix_v))
 
@@ -297,11 +295,10 @@ def blocked_backward(
         )
         return sums, _dot(d_s, keys, (1, 1)).astype(q.dtype)
 
-    def one_row(d_shared, args):
-        q, k, v, start, lse, delta, d_out, length, *own_prefix = args
-        slots_k, slots_v = prefixes if shared else own_prefix
+    def one_row(d_prefix, args):
+        q, k, v, start, lse, delta, d_out = args
         keys, values = (_heads_first(blocks.pad(x)) for x in (k, v))
-        row = _Row(blocks, keys, values, slots_k, slots_v, length, scale)
+        row = _Row(blocks, keys, values, *prefixes, prefix_length, scale)
 
         starts = _own_start(blocks, start)
         cut = tuple(_fold(blocks, x) for x in (q, lse, delta, d_out))
@@ -312,23 +309,16 @@ def blocked_backward(
             sums, found = pull(row, window, sums, q, starts[block], lse, delta, d_out, block)
             return sums, d_q.at[block].set(found)
 
-        nothing = jnp.zeros(slots_k.shape, jnp.float32)
-        before = d_shared if shared else (nothing, nothing)
-        sums = tuple((jnp.zeros(row.k.shape, jnp.float32), slots) for slots in before)
+        sums = tuple((jnp.zeros(row.k.shape, jnp.float32), slots) for slots in d_prefix)
         sums, d_q = blocks.visit(starts, one_block, (sums, jnp.zeros_like(cut[0])))
         (d_k, d_slots_k), (d_v, d_slots_v) = sums
         own = (_heads_first(x)[:T].astype(k.dtype) for x in (d_k, d_v))
-        d_row = (_unfold(blocks, d_q), *own)
-        if shared:
-            return (d_slots_k, d_slots_v), d_row
-        return d_shared, (*d_row, d_slots_k, d_slots_v)
+        return (d_slots_k, d_slots_v), (_unfold(blocks, d_q), *own)
 
-    lengths = jnp.broadcast_to(prefix_length, (B,))
-    own_prefixes = () if shared else prefixes
-    rows = (q, k, v, segment_start, lse, delta, d_out, lengths, *own_prefixes)
-    zero = jnp.zeros(prefixes[0].shape if shared else (), jnp.float32)
-    d_shared, (d_q, d_k, d_v, *d_own) = jax.lax.scan(one_row, (zero, zero), rows)
-    return d_q, d_k, d_v, *map(_heads_first, d_shared if shared else d_own)
+    rows = (q, k, v, segment_start, lse, delta, d_out)
+    zero = jnp.zeros(prefixes[0].shape, jnp.float32)
+    d_prefix, (d_q, d_k, d_v) = jax.lax.scan(one_row, (zero, zero), rows)
+    return d_q, d_k, d_v, *map(_heads_first, d_prefix)
 
 
 def _add_at(x: jax.Array, more: jax.Array, first: jax.Array) -> jax.Array:

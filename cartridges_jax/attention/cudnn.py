@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cartridges_jax.attention.reference import visible_keys
+from cartridges_jax.attention.mask import visible_keys
 
 _HIDDEN = -0.5 * float(jnp.finfo(jnp.float16).max)  # finite in every half precision
 MOST_HEAD_DIM = 128
@@ -81,33 +81,29 @@ def _bias(segment_start: Int[Array, "B T"], dtype: Any) -> Float[Array, "B 1 T T
     return jnp.where(seen, 0.0, _HIDDEN).astype(dtype)[:, None]
 
 
-def _to_prefix(prefix: jax.Array, rows: jax.Array) -> jax.Array:
-    """Rows [B, T, ...] as a call on the prefix takes them: one long row if they share it."""
-    return rows.reshape(1, -1, *rows.shape[2:]) if prefix.ndim == 3 else rows
-
-
-def _slots(prefix: jax.Array) -> jax.Array:
-    return prefix[None] if prefix.ndim == 3 else prefix
+def _one_row(rows: jax.Array) -> jax.Array:
+    """Rows [B, T, ...] as a call on the prefix takes them: one long row."""
+    return rows.reshape(1, -1, *rows.shape[2:])
 
 
 def _lengths(q: jax.Array, prefix_length: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Queries and live slots of each row of a call on the prefix.
+    """Queries and live slots of a call on the prefix.
 
     cuDNN knows no row without a key: one without live slots sees a slot, and what that gives is
     thrown away.
     """
-    slots = jnp.maximum(jnp.broadcast_to(prefix_length, q.shape[:1]), 1).astype(jnp.int32)
-    return jnp.full(q.shape[:1], q.shape[1], jnp.int32), slots
+    slots = jnp.maximum(prefix_length, 1).astype(jnp.int32)[None]
+    return jnp.full((1,), q.shape[1], jnp.int32), slots
 
 
 def cudnn_forward(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    prefix_k: Float[Array, "*R P K H"],
-    prefix_v: Float[Array, "*R P K H"],
+    prefix_k: Float[Array, "P K H"],
+    prefix_v: Float[Array, "P K H"],
     segment_start: Int[Array, "B T"],
-    prefix_length: Int[Array, "*R"],
+    prefix_length: Int[Array, ""],
     *,
     scale: float,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
@@ -119,17 +115,16 @@ def cudnn_forward(
         q, k, v, bias=_bias(segment_start, q.dtype), mask_type=fused.MaskType.CAUSAL, **options
     )
     out, lse = own[0], own[1].swapaxes(1, 2)
-    if not prefix_k.shape[-3]:
+    if not prefix_k.shape[0]:
         return out, lse
-    queries = _to_prefix(prefix_k, q)
+    queries = _one_row(q)
     of_queries, of_slots = _lengths(queries, prefix_length)
     slots: Any = fused.dot_product_attention(
-        queries, _slots(prefix_k), _slots(prefix_v), q_seqlen=of_queries, kv_seqlen=of_slots,
+        queries, prefix_k[None], prefix_v[None], q_seqlen=of_queries, kv_seqlen=of_slots,
         mask_type=fused.MaskType.PADDING, **options,
     )  # fmt: skip
     out_p, lse_p = slots[0].reshape(q.shape), slots[1].swapaxes(1, 2).reshape(B, T, N)
-    live = jnp.broadcast_to(prefix_length, (B,))[:, None, None] > 0
-    lse_p = jnp.where(live, lse_p, -jnp.inf)
+    lse_p = jnp.where(prefix_length > 0, lse_p, -jnp.inf)
     joined = jnp.logaddexp(lse, lse_p)
     own_share, share = (jnp.exp(part - joined)[..., None] for part in (lse, lse_p))
     return (own_share * out + share * out_p).astype(q.dtype), joined
@@ -139,10 +134,10 @@ def cudnn_backward(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    prefix_k: Float[Array, "*R P K H"],
-    prefix_v: Float[Array, "*R P K H"],
+    prefix_k: Float[Array, "P K H"],
+    prefix_v: Float[Array, "P K H"],
     segment_start: Int[Array, "B T"],
-    prefix_length: Int[Array, "*R"],
+    prefix_length: Int[Array, ""],
     lse: Float[Array, "B T N"],
     delta: Float[Array, "B T N"],
     d_out: Float[Array, "B T N H"],
@@ -167,18 +162,17 @@ def cudnn_backward(
     d_q, d_k, d_v = _part_gradients(
         q, k, v, bias, None, lse, out, d_out, scale, fused.MaskType.CAUSAL
     )
-    if not prefix_k.shape[-3]:
+    if not prefix_k.shape[0]:
         return d_q, d_k, d_v, jnp.zeros_like(prefix_k), jnp.zeros_like(prefix_v)
-    queries, lse, out, d_out = (_to_prefix(prefix_k, x) for x in (q, lse, out, d_out))
+    queries, lse, out, d_out = (_one_row(x) for x in (q, lse, out, d_out))
     lengths = _lengths(queries, prefix_length)
     d_q_p, *d_slots = _part_gradients(
-        queries, _slots(prefix_k), _slots(prefix_v), None, lengths, lse, out, d_out, scale,
+        queries, prefix_k[None], prefix_v[None], None, lengths, lse, out, d_out, scale,
         fused.MaskType.PADDING,
     )  # fmt: skip
-    length = jnp.broadcast_to(prefix_length, queries.shape[:1])
-    live = jnp.arange(prefix_k.shape[-3]) < length[:, None]  # [R, P]
-    d_slots = (jnp.where(live[..., None, None], d, 0).reshape(prefix_k.shape) for d in d_slots)
-    d_q_p = jnp.where(length[:, None, None, None] > 0, d_q_p, 0)
+    live = jnp.arange(prefix_k.shape[0]) < prefix_length
+    d_slots = (jnp.where(live[:, None, None], d[0], 0) for d in d_slots)
+    d_q_p = jnp.where(prefix_length > 0, d_q_p, 0)
     return (d_q + d_q_p.reshape(q.shape)).astype(q.dtype), d_k, d_v, *d_slots
 
 

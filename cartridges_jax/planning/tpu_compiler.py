@@ -18,14 +18,14 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cartridges_jax.attention import attention
+from cartridges_jax.attention import Mask, attention
 from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
 from cartridges_jax.distillation.loss import Targets, distillation_loss
 from cartridges_jax.distillation.targets import TOP_J
 from cartridges_jax.distillation.train import TrainConfig, make_optimizer, make_train_step
+from cartridges_jax.engine.decoding import DecodeState, Sampling, advance_batch
 from cartridges_jax.models import int8
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.models.generate import DecodeState, Sampling, advance_batch
 from cartridges_jax.models.transformer import KV, Prefix, Transformer, abstract_transformer
 from cartridges_jax.models.weights import Quantization
 from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis, query_axis
@@ -121,7 +121,7 @@ def compile_attention(
     def passes(q, k, v, prefix_k, prefix_v, d_out, segment_start):
         def forward(q, k, v, *prefix):
             return attention(
-                q, k, v, prefix=prefix, segment_start=segment_start, scale=head_dim**-0.5,
+                q, k, v, Mask(segment_start), prefix=prefix, scale=head_dim**-0.5,
                 implementation=implementation,
             )  # fmt: skip
 

@@ -27,7 +27,7 @@ import torch
 from absl import app, flags, logging
 from torch.nn.attention import flex_attention as flex
 
-from cartridges_jax.attention import attention
+from cartridges_jax.attention import Mask, attention
 from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, make_mesh, place
 from experiments.benchmarks.measure import alternate, product_flops, spread
 from experiments.record import write_result
@@ -113,7 +113,7 @@ def jax_forms(s: Setting, x: dict[str, np.ndarray], mesh: Any) -> dict[str, Any]
 
     def ours(start, mask, q, k, v, *prefix):
         del mask
-        return attention(q, k, v, prefix=prefix, segment_start=start, scale=s.H**-0.5)
+        return attention(q, k, v, Mask(start), prefix=prefix, scale=s.H**-0.5)
 
     def concatenated(start, mask, q, k, v, *prefix, implementation: Any = "xla"):
         def behind(slots, own):

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cartridges_jax.attention import api, attention, pallas_tpu
+from cartridges_jax.attention import Mask, attention, backends, folded, pallas_tpu
 from cartridges_jax.attention import blocked as blocked_module
 from cartridges_jax.attention.pallas_tpu import plan
 from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis, make_mesh, place, query_axis
 from tests.conftest import MESHES
 
-IMPLEMENTATIONS = ("reference", "blocked", "pallas_interpret")
+IMPLEMENTATIONS = ("reference", "folded", "blocked", "pallas_interpret")
 
 
 def naive(q, k, v, prefix_k, prefix_v, segment_start, offset, length, scale):
@@ -23,11 +23,10 @@ def naive(q, k, v, prefix_k, prefix_v, segment_start, offset, length, scale):
     B, T, N, H = q.shape
     K = k.shape[2]
     out, lse = np.zeros((B, T, N, H)), np.zeros((B, T, N))
-    prefix_k, prefix_v = (np.broadcast_to(x, (B, *x.shape[-3:])) for x in (prefix_k, prefix_v))
     for b, t in itertools.product(range(B), range(T)):
         own = slice(segment_start[b, t], min(offset + t, k.shape[1] - 1) + 1)
-        keys = np.concatenate([prefix_k[b, :length], k[b, own]]).astype(np.float64)
-        values = np.concatenate([prefix_v[b, :length], v[b, own]]).astype(np.float64)
+        keys = np.concatenate([prefix_k[:length], k[b, own]]).astype(np.float64)
+        values = np.concatenate([prefix_v[:length], v[b, own]]).astype(np.float64)
         query = q[b, t].astype(np.float64).reshape(K, N // K, H)
         scores = np.einsum("KGH,SKH->SKG", query, keys) * scale
         weights = np.exp(scores - scores.max(0))
@@ -37,15 +36,14 @@ def naive(q, k, v, prefix_k, prefix_v, segment_start, offset, length, scale):
     return out, lse
 
 
-def make_case(rng, B=4, T=40, S=None, N=8, K=4, H=6, slots=5, prefix_of_row=False):
+def make_case(rng, B=4, T=40, S=None, N=8, K=4, H=6, slots=5):
     S = T if S is None else S
-    slot_shape = (B, slots, K, H) if prefix_of_row else (slots, K, H)
     case = {
         "q": rng.normal(size=(B, T, N, H)),
         "k": rng.normal(size=(B, S, K, H)),
         "v": rng.normal(size=(B, S, K, H)),
-        "prefix_k": rng.normal(size=slot_shape),
-        "prefix_v": rng.normal(size=slot_shape),
+        "prefix_k": rng.normal(size=(slots, K, H)),
+        "prefix_v": rng.normal(size=(slots, K, H)),
     }
     case = {name: x.astype(np.float32) for name, x in case.items()}
     cuts = np.sort(rng.integers(0, T, (B, 2)), axis=1)
@@ -56,8 +54,9 @@ def make_case(rng, B=4, T=40, S=None, N=8, K=4, H=6, slots=5, prefix_of_row=Fals
 
 
 def compiled(
-    mesh, case, *, dtype=jnp.float32, weights=None, heads_first=False, return_lse=True, **options
-):
+    mesh, case, *, dtype=jnp.float32, weights=None, heads_first=False, return_lse=True,
+    prefix_length=None, query_offset=None, **options,
+):  # fmt: skip
     """A function without arguments: values and log-sum-exp, and gradients of all float inputs.
 
     Gradients are there if `weights` are given, of the values and, where it is asked for, of the
@@ -67,7 +66,7 @@ def compiled(
         N, K = case["q"].shape[2], case["k"].shape[2]
         heads, query_heads = head_axis(K), query_axis(N, K)
         queries, rows = (P(DATA, None, axis, None) for axis in (query_heads, heads))
-        slots = rows if case["prefix_k"].ndim == 4 else P(None, heads, None)
+        slots = P(None, heads, None)
         specs = {"q": queries, "k": rows, "v": rows, "prefix_k": slots, "prefix_v": slots}
         arrays = {n: place(mesh, case[n].astype(dtype), s) for n, s in specs.items()}
         start = place(mesh, case["segment_start"], TOKENS_BT)
@@ -80,9 +79,9 @@ def compiled(
             keys = [x.swapaxes(-2, -3) for x in keys]
         k, v, *prefix = keys
         found = attention(
-            arrays["q"], k, v, prefix=tuple(prefix) if case["prefix_k"].size else None,
-            segment_start=start, scale=0.37, return_lse=return_lse, heads_first=heads_first,
-            **options,
+            arrays["q"], k, v, Mask(start, prefix_length, query_offset),
+            prefix=tuple(prefix) if case["prefix_k"].size else None, scale=0.37,
+            return_lse=return_lse, heads_first=heads_first, **options,
         )  # fmt: skip
         return found if return_lse else (found,)
 
@@ -111,42 +110,23 @@ def gradients(mesh, case, weights, **options):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize(
-    ("T", "slots", "prefix_of_row"),
-    [(7, 0, False), (200, 1, False), (40, 130, False), (40, 5, True)],
-)
-def test_equals_the_definition(rng, implementation, T, slots, prefix_of_row):
-    case = make_case(rng, B=2, T=T, slots=slots, prefix_of_row=prefix_of_row)
+@pytest.mark.parametrize(("T", "slots"), [(7, 0), (200, 1), (40, 130)])
+def test_equals_the_definition(rng, implementation, T, slots):
+    case = make_case(rng, B=2, T=T, slots=slots)
     got = run(make_mesh(1, 1), case, implementation=implementation)
     want = naive(**case, offset=0, length=slots, scale=0.37)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=3e-6)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_each_row_has_its_own_number_of_live_slots(rng, implementation):
-    case = make_case(rng, B=4, T=50, slots=5, prefix_of_row=True)
-    lengths = np.array([5, 0, 3, 1], np.int32)
-    got = run(
-        make_mesh(1, 1), case, implementation=implementation, prefix_length=jnp.asarray(lengths)
-    )
-    for b, length in enumerate(lengths):
-        row = {name: x[b : b + 1] for name, x in case.items()}
-        want = naive(**row, offset=0, length=length, scale=0.37)
-        for a, w in zip(got, want, strict=True):
-            np.testing.assert_allclose(a[b], w[0], atol=3e-6)
-
-
-@pytest.mark.parametrize("prefix_of_row", [False, True])
 @pytest.mark.parametrize("vmem", [56 * plan.MIB, 1_500_000, 0])
-def test_blocks_of_every_kind_are_visited_or_skipped(rng, monkeypatch, vmem, prefix_of_row):
+def test_blocks_of_every_kind_are_visited_or_skipped(rng, monkeypatch, vmem):
     """Blocks smaller than segments and prefix, and keys in chunks where VMEM is too small."""
     sizes = dataclasses.replace(plan.sizes_of_chip(), vmem=vmem)
     monkeypatch.setattr(plan, "sizes_of_chip", lambda: sizes)
     blocks = plan.Blocks(queries=128, row_keys=128, prefix_keys=128)
-    case = make_case(rng, B=2, T=500, N=4, K=2, H=8, slots=300, prefix_of_row=prefix_of_row)
-    live = [290, 40] if prefix_of_row else 290
-    arrays = [jnp.asarray(x) for x in (*case.values(), live)]
+    case = make_case(rng, B=2, T=500, N=4, K=2, H=8, slots=300)
+    arrays = [jnp.asarray(x) for x in (*case.values(), 290)]
     d_out = jnp.asarray(rng.normal(size=case["q"].shape).astype(np.float32))
 
     def passes(forward, backward, **options):
@@ -163,7 +143,6 @@ def test_blocks_of_every_kind_are_visited_or_skipped(rng, monkeypatch, vmem, pre
 
 
 @pytest.mark.parametrize("implementation", ["blocked", "pallas_interpret"])
-@pytest.mark.parametrize("prefix_of_row", [False, True])
 @pytest.mark.parametrize(
     ("mesh_shape", "num_heads"),
     [
@@ -172,12 +151,11 @@ def test_blocks_of_every_kind_are_visited_or_skipped(rng, monkeypatch, vmem, pre
         ((1, 8), 12),  # all devices compute all
     ],
 )
-def test_is_the_same_on_every_mesh(rng, mesh_shape, num_heads, prefix_of_row, implementation):
-    case = make_case(rng, T=130, N=num_heads, prefix_of_row=prefix_of_row)
+def test_is_the_same_on_every_mesh(rng, mesh_shape, num_heads, implementation):
+    case = make_case(rng, T=130, N=num_heads)
     weights = rng.normal(size=case["q"].shape).astype(np.float32)
     of_lse = rng.normal(size=weights.shape[:3]).astype(np.float32)
-    live = jnp.asarray([4, 0, 5, 1]) if prefix_of_row else 3
-    options = {"weights": (weights, of_lse), "prefix_length": live}
+    options = {"weights": (weights, of_lse), "prefix_length": 3}
     want, _ = run(make_mesh(1, 1), case, implementation="reference", **options)
     got, _ = run(make_mesh(*mesh_shape), case, implementation=implementation, **options)
     for name, gradient in want.items():
@@ -203,7 +181,7 @@ def test_a_float32_prefix_has_a_float32_gradient(rng, implementation):
 
             def total(prefix_k):
                 out = attention(
-                    q, k, v, prefix=(prefix_k, prefix_v), segment_start=start, scale=0.3,
+                    q, k, v, Mask(start), prefix=(prefix_k, prefix_v), scale=0.3,
                     implementation=implementation,
                 )  # fmt: skip
                 return jnp.sum(out.astype(jnp.float32) ** 2)
@@ -257,22 +235,22 @@ def test_padded_prefix_slots_are_not_seen(rng, implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("prefix_of_row", [False, True])
-def test_what_lies_outside_is_cut_off(rng, implementation, prefix_of_row):
+def test_what_lies_outside_is_cut_off(rng, implementation):
     """More live slots than there are; segments that begin before the row."""
-    case = make_case(rng, B=2, T=300, N=4, K=2, slots=130, prefix_of_row=prefix_of_row)
+    case = make_case(rng, B=2, T=300, N=4, K=2, slots=130)
     inside = case | {"segment_start": np.maximum(case["segment_start"], 0)}
     case["segment_start"] = np.where(case["segment_start"] == 0, -1, case["segment_start"])
-    length = jnp.asarray([200, 131]) if prefix_of_row else 200
-    got = run(make_mesh(1, 1), case, implementation=implementation, prefix_length=length)
+    got = run(make_mesh(1, 1), case, implementation=implementation, prefix_length=200)
     want = naive(**inside, offset=0, length=130, scale=0.37)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=5e-6)
 
 
-@pytest.mark.parametrize("most", [2**28, 2 * 4 * 8 * 17])  # all at once; two queries at a time
-def test_cached_queries_equal_the_whole_row(rng, monkeypatch, most):
-    monkeypatch.setattr(api, "_MOST_SCORES", most)
+@pytest.mark.parametrize("block", [512, 7])  # queries of all rows at once, and a few at a time
+@pytest.mark.parametrize("scores", [2**22, 700])  # all rows at once, and some
+def test_cached_queries_equal_the_whole_row(rng, monkeypatch, block, scores):
+    monkeypatch.setattr(folded, "BLOCK", block)
+    monkeypatch.setattr(folded, "MOST_SCORES", scores)
     case = make_case(rng, T=12)
     case["segment_start"][:, 10:] = 4
     whole = run(make_mesh(1, 1), case, implementation="reference")
@@ -284,9 +262,8 @@ def test_cached_queries_equal_the_whole_row(rng, monkeypatch, most):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("prefix_of_row", [False, True])
-def test_heads_may_come_before_tokens(rng, implementation, prefix_of_row):
-    case = make_case(rng, T=50, slots=5, prefix_of_row=prefix_of_row)
+def test_heads_may_come_before_tokens(rng, implementation):
+    case = make_case(rng, T=50, slots=5)
     for mesh in (make_mesh(1, 1), make_mesh(2, 4), make_mesh(1, 8)):
         got = run(mesh, case, implementation=implementation, heads_first=True)
         want = run(mesh, case, implementation=implementation)
@@ -317,7 +294,7 @@ def test_heads_of_256(rng, implementation):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got, want)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
+@pytest.mark.parametrize("implementation", ["blocked", "pallas_interpret"])
 def test_what_an_implementation_cannot_serve_is_refused_with_the_reason(rng, implementation):
     case = make_case(rng, T=4)
     with pytest.raises(ValueError, match="whole rows"):
@@ -343,29 +320,31 @@ def test_shapes_that_do_not_fit_are_refused(rng):
     case = make_case(rng, T=20, N=6, K=4)
     with pytest.raises(ValueError, match="6 query heads are no multiple of 4 kv heads"):
         run(make_mesh(1, 1), case)
-    with pytest.raises(ValueError, match="has one length, not"):
-        run(make_mesh(1, 1), make_case(rng, T=20), prefix_length=jnp.asarray([5, 5, 5, 5]))
 
 
-@pytest.mark.parametrize("head_dim", [64, 6])
-@pytest.mark.parametrize("tpu", [False, True])
-def test_the_choice_is_logged_once_with_its_reason(rng, caplog, monkeypatch, head_dim, tpu):
-    monkeypatch.setattr(api, "on_tpu", lambda: tpu)
-    api._log_once.cache_clear()
-    caplog.set_level("INFO", logger=api.__name__)
+@pytest.mark.parametrize(
+    ("case", "tpu", "message"),
+    [
+        ({}, True, "pallas (whole rows on TPU)"),
+        ({"H": 6}, True, "blocked (the Pallas kernel serves heads of (64, 128, 256) dimensions"),
+        ({}, False, "blocked (whole rows, and this is no TPU)"),
+        ({"slots": 20}, False, "folded (short rows behind a longer prefix)"),
+        ({"slots": 20}, True, "pallas (whole rows on TPU)"),
+        ({"T": 8}, True, "folded (a cache, or few queries a row)"),
+        ({"is_cached": True}, True, "folded (a cache, or few queries a row)"),
+    ],
+)
+def test_the_choice_is_logged_once_with_its_reason(caplog, monkeypatch, case, tpu, message):
+    monkeypatch.setattr(backends, "on_tpu", lambda: tpu)
+    backends._log_once.cache_clear()
+    caplog.set_level("INFO", logger=backends.__name__)
+    case = {"T": 20, "H": 64, "slots": 5, "is_cached": False} | case
+    q = jnp.zeros((2, case["T"], 2, case["H"]))
     for _ in range(2):
-        run(make_mesh(1, 1), make_case(rng, B=1, T=20, N=2, K=1, H=head_dim))
+        chosen = backends.choose(None, q, case["slots"], case["is_cached"], False)
     [record] = caplog.records
-    assert (
-        record.message
-        == {
-            (False, 64): "attention: blocked, as this is no TPU",
-            (False, 6): "attention: blocked, as this is no TPU",
-            (True, 64): "attention: Pallas kernels",
-            (True, 6): "attention: blocked, as the Pallas kernel serves heads of (64, 128, 256) "
-            "dimensions, not 6",
-        }[tpu, head_dim]
-    )
+    assert record.message.startswith(f"attention: {message}")
+    assert message.startswith(chosen)
 
 
 @pytest.mark.parametrize(("N", "K"), [(4, 4), (8, 4), (9, 3), (32, 8), (64, 1)])

@@ -20,7 +20,6 @@ AXES = {
     "group": (1, 3, 4, 8),
     "head_dim": (32, 64, 128),
     "slots": (0, 1, 100, 128, 512),
-    "prefix_of_row": (False, True),
 }
 
 
@@ -49,15 +48,13 @@ GRID = [
 
 
 @functools.lru_cache(maxsize=8)  # the implementations follow each other
-def problem(dtype, group, head_dim, slots, prefix_of_row):
+def problem(dtype, group, head_dim, slots):
     """Inputs of three packed rows, weights of what comes out, and what is right.
 
     Values by the definition in float64; gradients by autodiff of the float32 reference.
     """
-    rng = np.random.default_rng([group, head_dim, slots, prefix_of_row])
-    case = make_case(
-        rng, B=3, T=150, N=2 * group, K=2, H=head_dim, slots=slots, prefix_of_row=prefix_of_row
-    )
+    rng = np.random.default_rng([group, head_dim, slots])
+    case = make_case(rng, B=3, T=150, N=2 * group, K=2, H=head_dim, slots=slots)
     case["segment_start"][1] = 0
     case["segment_start"][2] = np.arange(150)  # as packing marks padding: each sees itself alone
     # Both sides start from inputs that bfloat16 can hold.
@@ -81,11 +78,9 @@ def test_the_subset_holds_every_pair():
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(tuple(AXES), GRID)
-def test_values_and_gradients(implementation, dtype, group, head_dim, slots, prefix_of_row):
+def test_values_and_gradients(implementation, dtype, group, head_dim, slots):
     """Each row ragged in its own way: segments of all sizes, one long segment, padding only."""
-    case, weights, (want_out, want_lse), want = problem(
-        dtype, group, head_dim, slots, prefix_of_row
-    )
+    case, weights, (want_out, want_lse), want = problem(dtype, group, head_dim, slots)
     call = compiled(
         make_mesh(1, 1), case, weights=weights, dtype=jnp.dtype(dtype),
         implementation=implementation,

@@ -33,10 +33,10 @@ def pallas_forward(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    prefix_k: Float[Array, "*R P K H"],
-    prefix_v: Float[Array, "*R P K H"],
+    prefix_k: Float[Array, "P K H"],
+    prefix_v: Float[Array, "P K H"],
     segment_start: Int[Array, "B T"],
-    prefix_length: Int[Array, "*R"],
+    prefix_length: Int[Array, ""],
     *,
     scale: float,
     blocks: Blocks | None = None,
@@ -62,10 +62,10 @@ def pallas_backward(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    prefix_k: Float[Array, "*R P K H"],
-    prefix_v: Float[Array, "*R P K H"],
+    prefix_k: Float[Array, "P K H"],
+    prefix_v: Float[Array, "P K H"],
     segment_start: Int[Array, "B T"],
-    prefix_length: Int[Array, "*R"],
+    prefix_length: Int[Array, ""],
     lse: Float[Array, "B T N"],
     delta: Float[Array, "B T N"],
     d_out: Float[Array, "B T N H"],
@@ -102,11 +102,10 @@ def pallas_backward(
     def tokens_first(x: jax.Array, length: int) -> jax.Array:
         return jnp.moveaxis(x[:, :, :length], 1, 2)
 
-    slots = prefix_k.shape[-3]
-    d_prefix = [tokens_first(x, slots) for x in (dpk, dpv)]
+    d_prefix = [tokens_first(x, prefix_k.shape[0]) for x in (dpk, dpv)]
     return (
         _tokens_first(dq, q.shape),
         tokens_first(dk, k.shape[1]),
         tokens_first(dv, v.shape[1]),
-        *(x[0] if plan.shared else x for x in d_prefix),
+        *(x[0] for x in d_prefix),
     )

@@ -141,7 +141,7 @@ def backward_kernel(
     """
     b, i = pl.program_id(1), pl.program_id(2)
 
-    @pl.when((i == 0) & ((b == 0) | (not plan.shared)))
+    @pl.when((i == 0) & (b == 0))
     def _():
         dpk[...] = jnp.zeros_like(dpk)
         dpv[...] = jnp.zeros_like(dpv)

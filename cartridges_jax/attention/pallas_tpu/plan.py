@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
+from cartridges_jax.shapes import round_up
 from cartridges_jax.sharding import on_tpu
 
 LANES = 128
@@ -55,13 +56,9 @@ def default_blocks(sizes: Sizes, group: int, head_dim: int) -> Blocks:
     return Blocks(queries, keys, keys)
 
 
-def _round_up(n: int, step: int) -> int:
-    return -(-n // step) * step
-
-
 def _block(length: int, most: int) -> int:
     """The largest block, in whole lanes, whose padding is an eighth of `length` at most."""
-    fitting = (b for b in range(most, LANES, -LANES) if _round_up(length, b) <= 1.125 * length)
+    fitting = (b for b in range(most, LANES, -LANES) if round_up(length, b) <= 1.125 * length)
     return next(fitting, LANES)
 
 
@@ -80,7 +77,6 @@ class Plan:
     blocks: Blocks
     vmem: int
     scale: float
-    shared: bool  # one prefix for all rows
     interpret: bool
 
     @property
@@ -124,7 +120,7 @@ def make_plan(
     Args:
       q: queries [B, T, N, H].
       k: the row's keys [B, T, K, H].
-      prefix_k: [P, K, H], or [B, P, K, H] of each row.
+      prefix_k: [P, K, H].
       scale: factor on the scores.
       blocks: the largest to take; None for those of the chip.
       interpret: whether the kernels run on a CPU.
@@ -132,11 +128,11 @@ def make_plan(
     """
     sizes = sizes_of_chip()
     (B, T, N, H), K = q.shape, k.shape[2]
-    G, itemsize, width = N // K, q.dtype.itemsize, _round_up(H, LANES)
+    G, itemsize, width = N // K, q.dtype.itemsize, round_up(H, LANES)
     most = blocks or default_blocks(sizes, G, H)
-    tokens, slots = max(T, 1), max(prefix_k.shape[-3], 1)  # no empty arrays
+    tokens, slots = max(T, 1), max(prefix_k.shape[0], 1)  # no empty arrays
     bq = _block(tokens, most.queries)
-    T = _round_up(tokens, bq)
+    T = round_up(tokens, bq)
     fitted = Blocks(bq, _block(T, most.row_keys), _block(slots, most.prefix_keys))
     # Bytes of VMEM. Blocks that the pipeline moves are there twice: keys and values, of queries
     # and what belongs to them, and gradients as they are handed out; sums in float32 are there
@@ -154,7 +150,7 @@ def make_plan(
     chunks, P, S = _chunks(left, fitted, slots, T, of_slot, of_key)
     return Plan(
         B=B, T=T, K=K, G=G, H=H, P=P, S=S, chunks=chunks, blocks=fitted, vmem=sizes.vmem,
-        scale=scale, shared=prefix_k.ndim == 3, interpret=interpret,
+        scale=scale, interpret=interpret,
     )  # fmt: skip
 
 
@@ -173,7 +169,7 @@ class Inputs:
     q: jax.Array  # [B, K, G, T, H]
     k: jax.Array  # [B, K, S, H]
     v: jax.Array
-    prefix_k: jax.Array  # [1 or B, K, P, H]
+    prefix_k: jax.Array  # [1, K, P, H]
     prefix_v: jax.Array
     segment_start: jax.Array  # [B, 1, T] int32
     # First key that a query block sees [B, T / bq]; live slots [B].
@@ -193,16 +189,12 @@ def prepare(plan: Plan, q, k, v, prefix_k, prefix_v, segment_start, prefix_lengt
     def heads_first(x: jax.Array, size: int) -> jax.Array:
         return pad(jnp.moveaxis(x, -2, -3), x.ndim - 2, size)
 
-    def with_rows(x: jax.Array) -> jax.Array:
-        x = heads_first(x, plan.P)
-        return x[None] if plan.shared else x
-
     return Inputs(
         q=pad(q.reshape(B, tokens, K, G, H).transpose(0, 2, 3, 1, 4), 3, T),
         k=heads_first(k, plan.S),
         v=heads_first(v, plan.S),
-        prefix_k=with_rows(prefix_k),
-        prefix_v=with_rows(prefix_v),
+        prefix_k=heads_first(prefix_k, plan.P)[None],
+        prefix_v=heads_first(prefix_v, plan.P)[None],
         segment_start=start[:, None],
         scalars=(first, length),
     )

@@ -1,0 +1,34 @@
+"""Who sees whom: one mask serves packed rows, padded prompts and a decode cache."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+NEG_INF = -1e30  # finite, so that a padding row without any visible key is not NaN
+
+
+class Mask(NamedTuple):
+    """What each query sees: the prefix's live slots, and its row's keys from a first one to itself.
+
+    Query t of row b is the row's key number `query_offset + t`. It sees the first `prefix_length`
+    slots of the prefix, and keys `segment_start[b, t]` up to its own, which it always sees.
+    """
+
+    segment_start: Int[Array, "B T"]  # below 0 is 0
+    prefix_length: Int[Array, ""] | int | None = None  # None, and more than there are: all slots
+    query_offset: Int[Array, ""] | int | None = None  # None: whole rows, with as many keys; 0
+
+
+def visible_keys(
+    segment_start: Int[Array, "B T"], query_offset: Int[Array, ""] | int, num_keys: int
+) -> jax.Array:
+    """Returns the boolean mask [B, T, S] of the row's own keys that each query sees."""
+    query_index = query_offset + jnp.arange(segment_start.shape[1])
+    key_index = jnp.arange(num_keys)
+    causal = key_index[None, None, :] <= query_index[None, :, None]
+    return causal & (key_index[None, None, :] >= segment_start[:, :, None])
+
+
+Attended = tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]  # values, log-sum-exp in float32

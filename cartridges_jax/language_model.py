@@ -7,8 +7,7 @@ an entry point.
 import dataclasses
 import functools
 import logging
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,18 +19,19 @@ from jax.sharding import PartitionSpec as P
 from cartridges_jax import sharding
 from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.config import digest
+from cartridges_jax.engine.answers import Generation, settled
+from cartridges_jax.engine.generation import STREAM_TOKENS, GenerationConfig, batches, grow
+from cartridges_jax.engine.sampling import Sampling
 from cartridges_jax.errors import InputError
-from cartridges_jax.models.answers import Generation, read_answer, settled
 from cartridges_jax.models.chat_template import ChatTemplate, Message
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.models.generate import Decoding, Sampling
 from cartridges_jax.models.tokenizer import Tokenizer
 from cartridges_jax.models.transformer import KV, Prefix, Transformer
+from cartridges_jax.shapes import few_sizes
 
 _log = logging.getLogger(__name__)
 
-STREAM_TOKENS = 8  # tokens that appear at a time
-PREFIX_STEP = 256  # prefixes read from text are padded up to a multiple of this many slots
+LEAST_PREFIX = 128  # slots; prefixes read from text are padded to few sizes from this one on
 
 Prompt = str | Sequence[Message] | Sequence[int]
 
@@ -168,7 +168,7 @@ class LanguageModel:
     def read(self, token_ids: Any) -> Prefix:
         """Runs tokens [T] once and returns their KV as a prefix, padded to few distinct sizes."""
         ids = self._checked(token_ids)
-        width = max(1, -(-len(ids) // PREFIX_STEP)) * PREFIX_STEP  # no token is a prefix, too
+        width = few_sizes(len(ids), LEAST_PREFIX)
         rows = np.zeros((self.mesh.shape[sharding.DATA], width), np.int32)
         rows[:, : len(ids)] = ids
         kv = self._run(rows, None, with_kv=True)
@@ -193,7 +193,6 @@ class LanguageModel:
         seeds: Sequence[int] | None = None,
         stop: Sequence[str] = (),
         stop_token_ids: Sequence[int] | None = None,
-        on_text: Callable[[int, str], object] | None = None,
         batch_size: int = 64,
     ) -> list[Generation]:
         """Answers prompts in batches.
@@ -211,9 +210,7 @@ class LanguageModel:
           stop: texts that end an answer; they are not part of it.
           stop_token_ids: tokens that end an answer; None for the model's own `stop_ids`, an empty
             list for none.
-          on_text: called with a prompt's index and the next piece of its answer, while it grows.
-          batch_size: most prompts that run together; batches are of equal size, so that few
-            programs are compiled.
+          batch_size: most prompts that run together.
 
         Returns:
           One `Generation` per prompt, in order.
@@ -223,36 +220,20 @@ class LanguageModel:
             is empty, or it does not fit the window with its answer.
         """
         prefix = self.as_prefix(cartridge)
-        sampling = Sampling(float(temperature), top_k, float(top_p))
-        check_generation(sampling, max_new_tokens, batch_size, stop)
+        config = self._generation_config(
+            max_new_tokens, Sampling(float(temperature), top_k, float(top_p)), stop, stop_token_ids
+        )
+        if batch_size < 1:
+            raise InputError(f"batch_size must be above 0, got {batch_size}")
         rendered = [self.render_prompt(p, has_context=prefix is not None) for p in prompts]
-        if any(not ids for ids in rendered):
-            raise InputError("a prompt to generate from is empty")
         given = seeds if seeds is not None else range(seed, seed + len(rendered))
         row_seeds = [s % 2**31 for s in given]
         if len(row_seeds) != len(rendered):
             raise InputError(f"{len(row_seeds)} seeds were given for {len(rendered)} prompts")
+        piece = STREAM_TOKENS if stop else None  # stop texts are looked for while answers grow
         out: list[Generation] = []
-        num_batches = max(1, -(-len(rendered) // batch_size))
-        size = max(1, -(-len(rendered) // num_batches))
-        for start in range(0, len(rendered), size):
-            shown = [0] * size
-            answers: list[Generation] = []
-            for answers in self._grow(
-                rendered[start : start + size],
-                prefix,
-                max_new_tokens,
-                sampling,
-                row_seeds[start : start + size],
-                self.stop_ids if stop_token_ids is None else tuple(stop_token_ids),
-                stop,
-                piece=STREAM_TOKENS if stop or on_text else None,
-            ):
-                for i, answer in enumerate(answers if on_text else ()):
-                    new = settled(answer, stop)[shown[i] :]
-                    if new and on_text is not None:
-                        shown[i] += len(new)
-                        on_text(start + i, new)
+        for rows in batches(len(rendered), batch_size):
+            *_, answers = self._grow(rendered[rows], prefix, config, row_seeds[rows], piece)
             out += answers
         return out
 
@@ -274,76 +255,40 @@ class LanguageModel:
         """
         prefix = self.as_prefix(cartridge)
         sampling = Sampling(float(temperature), top_k, float(top_p))
-        check_generation(sampling, max_new_tokens, 1, stop)
+        config = self._generation_config(max_new_tokens, sampling, stop, None)
         ids = self.render_prompt(prompt, has_context=prefix is not None)
-        if not ids:
-            raise InputError("a prompt to generate from is empty")
         shown = 0
-        for [answer] in self._grow(
-            [ids],
-            prefix,
-            max_new_tokens,
-            sampling,
-            [seed % 2**31],
-            self.stop_ids,
-            stop,
-            STREAM_TOKENS,
-        ):
-            new = settled(answer, stop)[shown:]
+        for [answer] in self._grow([ids], prefix, config, [seed % 2**31], STREAM_TOKENS):
+            new = settled(answer, config.stop)[shown:]
             shown += len(new)
             if new:
                 yield new
+
+    def _generation_config(
+        self,
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop: Sequence[str],
+        stop_ids: Sequence[int] | None,
+    ) -> GenerationConfig:
+        if isinstance(stop, str):
+            raise InputError(f"stop must be a list of texts, got {stop!r}")
+        ends = self.stop_ids if stop_ids is None else tuple(stop_ids)
+        config = GenerationConfig(max_new_tokens, sampling, tuple(stop), ends)
+        config.check()
+        return config
 
     def _grow(
         self,
         prompts: Sequence[Sequence[int]],
         prefix: Prefix | None,
-        max_new_tokens: int,
-        sampling: Sampling,
+        config: GenerationConfig,
         seeds: Sequence[int],
-        stop_ids: tuple[int, ...],
-        stop: Sequence[str],
         piece: int | None,
     ) -> Iterator[list[Generation]]:
-        """Yields the answers of one batch as they grow, after every `piece` tokens.
-
-        An answer that is not at its end has the finish_reason "".
-        """
-        start = 0 if prefix is None else int(prefix.next_position)
-        longest = start + max(map(len, prompts)) + max_new_tokens
-        if longest > self.config.window:
-            raise InputError(
-                f"context, prompt and {max_new_tokens} new tokens need {longest} positions, the "
-                f"model's window is {self.config.window}"
-            )
-        run = Decoding(
-            self.transformer,
-            prompts,
-            prefix=prefix,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            seeds=seeds,
-            stop_ids=stop_ids,
-            mesh=self.mesh,
+        return grow(
+            self.transformer, self.tokenizer, self.mesh, prompts, prefix, config, seeds, piece
         )
-        read = functools.partial(
-            read_answer,
-            self.tokenizer,
-            stop_ids=stop_ids,
-            stop=stop,
-            max_new_tokens=max_new_tokens,
-        )
-        done: dict[int, Generation] = {}
-        while len(done) < len(prompts):
-            run.advance(piece)
-            answers = []
-            for i, (ids, logprobs) in enumerate(run.rows()):
-                answer = done.get(i) or read(ids, logprobs)
-                if answer.finish_reason:
-                    done[i] = answer
-                answers.append(answer)
-            run.stop(list(done))
-            yield answers
 
     def _checked(self, token_ids: Any) -> np.ndarray:
         """Token ids as int32, all of them of this model."""
@@ -407,19 +352,3 @@ _IDENTITY_WORDS = {  # what makes two models different, the most telling first
 
 def _short(value: Any) -> str:
     return value[:12] if isinstance(value, str) else str(value)
-
-
-def check_generation(
-    sampling: Sampling, max_new_tokens: int, batch_size: int, stop: Sequence[str]
-) -> None:
-    """Raises InputError for settings of `generate` that cannot be used."""
-    temperature, top_k, top_p = sampling
-    if max_new_tokens < 1 or batch_size < 1:
-        raise InputError(f"{max_new_tokens=} and {batch_size=} must be above 0")
-    if not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
-        raise InputError(
-            f"{temperature=} and {top_k=} must be numbers of at least 0, {top_p=} above 0 and at "
-            "most 1"
-        )
-    if isinstance(stop, str) or not all(stop):
-        raise InputError(f"stop must be a list of texts, none empty, got {stop!r}")

@@ -14,6 +14,7 @@ from cartridges_jax.models.chat_template import ChatTemplate
 from cartridges_jax.models.fingerprint import weights_fingerprint
 from cartridges_jax.models.sources.locate import open_source
 from cartridges_jax.models.weights import Quantization, read_weights
+from cartridges_jax.sharding import multiplies_bfloat16
 
 
 def load_model(
@@ -29,8 +30,8 @@ def load_model(
     Args:
       path: a Hugging Face folder (config.json, *.safetensors, tokenizer), a .gguf file, or a Hub
         name, which is downloaded once: `org/name[@revision]` or `org/name[@revision]:FILE.gguf`.
-      dtype: of the weights, activations and the cache; None for float32 on CPU and bfloat16
-        elsewhere.
+      dtype: of the matrices, and off CPU of activations and KV too (which a CPU keeps in float32);
+        None for bfloat16, but float32 on a CPU without instructions for its products.
       mesh: where it lives; None for the first device.
       quantization: "int8" keeps the matrices in one byte a weight (see `models/int8.py`).
       template_options: variables of the chat template, such as Qwen3's `enable_thinking`.
@@ -40,7 +41,7 @@ def load_model(
     """
     source = open_source(path)
     if dtype is None:
-        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        dtype = jnp.bfloat16 if multiplies_bfloat16() else jnp.float32
     if quantization not in ("none", "int8"):
         raise InputError(f"quantization must be 'none' or 'int8', got {quantization!r}")
     try:
@@ -48,6 +49,7 @@ def load_model(
             raise TypeError
     except TypeError:
         raise InputError(f"dtype must be one of floats, such as bfloat16, got {dtype!r}") from None
+    norm_dtype = jnp.float32 if jax.default_backend() == "cpu" else dtype
     mesh = sharding.local_mesh() if mesh is None else mesh
     config, tokenizer = source.config(), source.tokenizer()
     if tokenizer.vocab_size > config.vocab_size:
@@ -63,7 +65,7 @@ def load_model(
                 "devices; choose another mesh_model"
             )
     return LanguageModel(
-        read_weights(source.tensors(), source.where, config, mesh, dtype, quantization),
+        read_weights(source.tensors(), source.where, config, mesh, dtype, quantization, norm_dtype),
         tokenizer,
         template,
         mesh,

@@ -10,6 +10,9 @@ WORKSPACE.md: B batch, T query length, S key length, P prefix slots, L layers, N
 K kv heads, H head dim, D width, F MLP width, V vocabulary.
 """
 
+import functools
+import pathlib
+
 import jax
 import numpy as np
 from jax.experimental.pallas import tpu as pltpu
@@ -79,6 +82,18 @@ def query_axis(num_heads: int, num_kv_heads: int) -> str | None:
 def on_tpu() -> bool:
     """Whether what is traced now is compiled for a TPU, here or for a mesh that is not there."""
     return pltpu.is_tpu_device()
+
+
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether the default device is fast at bfloat16: all but CPUs without such instructions."""
+    if jax.default_backend() != "cpu":
+        return True
+    try:
+        flags = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:  # no Linux
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def place(mesh: Mesh, array: np.ndarray | jax.Array, spec: P) -> jax.Array:

@@ -23,6 +23,7 @@ from jaxtyping import install_import_hook
 install_import_hook("cartridges_jax", "beartype.beartype")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -46,7 +47,7 @@ MESHES = ((1, 1), (4, 2), (2, 4))
 @pytest.fixture(scope="session")
 def trained() -> LanguageModel:
     """A small trained model: what it reads and says has a meaning; see tests/data/README.md."""
-    return load_model(TEST_MODEL)
+    return load_model(TEST_MODEL, dtype=jnp.float32)
 
 
 def document_named(name: str) -> Document:

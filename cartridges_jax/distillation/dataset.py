@@ -16,6 +16,7 @@ import numpy as np
 
 from cartridges_jax.distillation import targets as targets_file
 from cartridges_jax.errors import InputError
+from cartridges_jax.shapes import round_up
 from cartridges_jax.shards import ShardSet
 
 PACKING_BINS = 8  # rows that are open at a time
@@ -156,7 +157,7 @@ def unpacked_rows(rows: Sequence[dict[str, np.ndarray]], count: int) -> dict[str
 
     Rows are padded up to a multiple of LENGTH_STEP tokens; places beyond `rows` have no targets.
     """
-    T = -(-max(len(r["token_ids"]) for r in rows) // LENGTH_STEP) * LENGTH_STEP
+    T = round_up(max(len(r["token_ids"]) for r in rows), LENGTH_STEP)
     J = rows[0]["top_ids"].shape[1]
     batch = {
         "token_ids": np.zeros((count, T), np.int32),

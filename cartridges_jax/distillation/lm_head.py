@@ -10,13 +10,14 @@ Time grows with positions * D * V, memory with chunk * V / devices.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Shaped
 
+from cartridges_jax.models.linear import Head
 from cartridges_jax.models.transformer import Transformer
 from cartridges_jax.sharding import ACT_BTD, DATA, MODEL, TOKENS_BT, on_tpu
 
@@ -24,31 +25,6 @@ CHUNK = 128  # most positions of a device whose logits exist at a time
 # On TPU, bytes of these: the head is read anew for each chunk, so larger ones keep the products
 # busier, but beyond this they leave VMEM (at 128k words over 4 chips, 512 take 160 MiB of HBM).
 LOGITS_ON_TPU = 24 * 2**20
-
-
-class Head(NamedTuple):
-    """The weight of the LM head [V, D], and the scale [V] of one that is int8."""
-
-    weight: jax.Array
-    scale: jax.Array | None
-
-    @classmethod
-    def of(cls, model: Transformer) -> "Head":
-        head = model.embedding if model.lm_head is None else model.lm_head
-        return cls(head.weight[...], None if head.scale is None else head.scale[...])
-
-    @property
-    def specs(self) -> "Head":
-        """Where its parts are: words over "model"."""
-        weight: Any = P(MODEL, None)
-        scale: Any = None if self.scale is None else P(MODEL)
-        return Head(weight, scale)
-
-    def logits(self, hidden: Float[Array, "M D"]) -> Float[Array, "M V"]:
-        """Float32 logits of the words of this head, or of a device's part of it."""
-        weight = self.weight.astype(hidden.dtype)
-        out = jnp.einsum("MD,VD->MV", hidden, weight, preferred_element_type=jnp.float32)
-        return out if self.scale is None else out * self.scale
 
 
 class Logits(NamedTuple):
@@ -128,7 +104,7 @@ def top_log_probabilities(
       picked: normed hidden states of the positions.
       top: how many, at most the size of the vocabulary.
     """
-    head = Head.of(model)
+    head = model.head
 
     def local(picked, head):
         chunks = LogitChunks(picked.shape[0] * picked.shape[1], head)

@@ -1,8 +1,7 @@
 """Distillation losses: `[B, T, V]` never exists, neither as logits nor as their gradient.
 
 `distillation_loss` compares the student with the teacher's top J log-probabilities, as they are
-stored; `full_teacher_loss` with a teacher whose hidden states are at hand. Each is a sum over
-target positions of a term that a rule (`_TopJ`, `_FullTeacher`) defines together with its gradient.
+stored: a sum over target positions of a term that a rule (`_TopJ`) defines with its gradient.
 
 Only positions with targets reach the LM head, a chunk at a time. Where a gradient is wanted, a
 chunk's gradient with respect to its hidden states is computed together with its loss, while its
@@ -24,17 +23,16 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from cartridges_jax.distillation.lm_head import (
-    Head,
     LogitChunks,
     Logits,
     gather_positions,
     over_vocabulary,
 )
+from cartridges_jax.models.linear import Head
 from cartridges_jax.models.transformer import Transformer
 from cartridges_jax.sharding import ACT_BTD, DATA, MODEL
 
 TopJ = Literal["top_j", "renormalised", "tail"]
-Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 
 
 class Targets(NamedTuple):
@@ -86,72 +84,21 @@ def distillation_loss(
     Raises:
       ValueError: if `kind` is none of them.
     """
-    _check_kind(kind, TopJ)
+    if kind not in get_args(TopJ):
+        raise ValueError(f"kind must be one of {', '.join(get_args(TopJ))}, got {kind!r}")
     of_targets = (targets.top_ids, targets.top_logprobs, targets.weight)
     picked = gather_positions(hidden, targets.index)
-    total, constant = _sum(_TopJ(kind), model, picked, of_targets)
+    found: Any = _summed(_TopJ(kind), picked, model.head, of_targets)
+    total, constant = found
     # The gradients of loss and KL with respect to the student are the same.
     return LossSums(total, total + constant, jnp.sum(targets.weight))
 
 
-def full_teacher_loss(
-    model: Transformer,
-    hidden: Float[Array, "B T D"],
-    teacher: Float[Array, "B M D"],
-    index: Int[Array, "B M"],
-    weight: Float[Array, "B M"],
-    *,
-    kind: Divergence = "forward_kl",
-    temperature: float = 1.0,
-) -> LossSums:
-    """Sums a divergence between the whole distributions of teacher and student.
-
-    P and Q are softmaxes of teacher's and student's logits, both divided by the temperature:
-
-    * "forward_kl": sum P (log P - log Q), which covers all that the teacher says.
-    * "reverse_kl": sum Q (log Q - log P), which seeks a mode (MiniLLM, arXiv 2306.08543).
-    * "jensen_shannon": the mean of KL(P | M) and KL(Q | M), M = (P + Q) / 2: bounded by log 2
-      (generalised in GKD, arXiv 2306.13649, there with beta = 1/2).
-
-    All are multiplied by the square of the temperature, so that gradients keep their size (Hinton
-    et al., arXiv 1503.02531). The head's product runs three times a position, for
-    `distillation_loss` twice. It is differentiable with respect to `hidden` alone.
-
-    Args:
-      model: gives the LM head, of both.
-      hidden: normed hidden states of the student.
-      teacher: those of the teacher at the target positions.
-      index: position in the row of each target.
-      weight: of each target; 0 in unused places.
-      kind: which divergence.
-      temperature: above 0.
-
-    Raises:
-      ValueError: if `kind` is none of them, or the temperature not above 0.
-    """
-    _check_kind(kind, Divergence)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    picked = gather_positions(hidden, index)
-    rule = _FullTeacher(kind, temperature)
-    total, constant = _sum(rule, model, picked, (teacher, weight))
-    return LossSums(total, total + constant, jnp.sum(weight))
-
-
-def _check_kind(kind: str, kinds: Any) -> None:
-    if kind not in get_args(kinds):
-        raise ValueError(f"kind must be one of {', '.join(get_args(kinds))}, got {kind!r}")
-
-
-def _sum(rule: Any, model: Transformer, picked: jax.Array, of_targets: tuple) -> Any:
-    return _summed(rule, picked, Head.of(model), of_targets)
-
-
 # ---- rules: the loss of a chunk, a constant, and the gradient of the logits
 #
-# A rule takes a chunk's logits of one device's words, the head's product for a teacher's hidden
-# states, and what belongs to each position. It returns weighted sums over the positions, of the
-# loss and of a constant, and the loss's gradient of the logits.
+# A rule takes a chunk's logits of one device's words, and what belongs to each position. It returns
+# weighted sums over the positions, of the loss and of a constant, and the loss's gradient of the
+# logits.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +110,6 @@ class _TopJ:
     def __call__(
         self,
         logits: Logits,
-        _: Any,
         ids: Int[Array, "m J"],
         t: Float[Array, "m J"],
         weight: Float[Array, "m"],
@@ -195,49 +141,12 @@ class _TopJ:
         return loss, constant, gradient.at[row, at].add(jnp.where(own, -p, 0.0))
 
 
-@dataclasses.dataclass(frozen=True)
-class _FullTeacher:
-    """See `full_teacher_loss`; the constant is zero."""
-
-    kind: Divergence
-    temperature: float
-
-    def __call__(
-        self,
-        logits: Logits,
-        logits_of: Callable[[jax.Array], jax.Array],
-        teacher: Float[Array, "m D"],
-        weight: Float[Array, "m"],
-    ) -> tuple[jax.Array, jax.Array, Float[Array, "m V"]]:
-        def softened(values: jax.Array) -> jax.Array:
-            return Logits(values / self.temperature, logits.first).log_softmax()
-
-        logp, logq = softened(logits_of(teacher)), softened(logits.values)
-        p, q = jnp.exp(logp), jnp.exp(logq)
-        match self.kind:
-            case "forward_kl":
-                each, gradient = p * (logp - logq), q - p
-            case "reverse_kl":
-                ratio = logq - logp
-                each, gradient = q * ratio, q * (ratio - over_vocabulary(q * ratio))
-            case "jensen_shannon":
-                logm = jnp.logaddexp(logp, logq) - jnp.log(2.0)
-                ratio = 0.5 * (logq - logm)
-                each = 0.5 * p * (logp - logm) + q * ratio
-                gradient = q * (ratio - over_vocabulary(q * ratio))
-        value = jnp.sum(over_vocabulary(each)[:, 0] * weight) * self.temperature**2
-        return value, jnp.zeros(()), gradient * weight[:, None] * self.temperature
-
-
-_Rule = _TopJ | _FullTeacher
-
-
 # ---- the sum over chunks, with the gradient made on the way
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _summed(
-    rule: _Rule, picked: Float[Array, "B M D"], head: Head, of_targets: tuple[jax.Array, ...]
+    rule: _TopJ, picked: Float[Array, "B M D"], head: Head, of_targets: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array]:
     """The summed loss, and the rule's constant (which has no gradient), in nats."""
     loss, constant, _ = _in_chunks(rule, False, picked, head, of_targets)
@@ -258,7 +167,7 @@ _summed.defvjp(_forward, _backward)
 
 
 def _in_chunks(
-    rule: _Rule,
+    rule: _TopJ,
     with_gradient: bool,
     picked: Float[Array, "B M D"],
     head: Head,
@@ -276,7 +185,7 @@ def _in_chunks(
         def one(sums: Any, chunk: Any) -> Any:
             h, targets = chunk
             logits, pull = jax.vjp(head.logits, h)
-            loss, constant, d_logits = rule(Logits(logits, chunks.first), head.logits, *targets)
+            loss, constant, d_logits = rule(Logits(logits, chunks.first), *targets)
             sums = (sums[0] + loss, sums[1] + constant)
             if not with_gradient:
                 return sums, None

@@ -31,15 +31,15 @@ from cartridges_jax.metrics import progress
 from cartridges_jax.models.chat_template import Suffix
 from cartridges_jax.models.transformer import Prefix, Transformer
 from cartridges_jax.self_study import conversation
-from cartridges_jax.self_study.conversation import Conversation
-from cartridges_jax.self_study.synthesize import load_conversations
+from cartridges_jax.self_study.conversation import Conversation, load_conversations
+from cartridges_jax.shapes import few_sizes
 from cartridges_jax.sharding import DATA, TOKENS_BT, place
 from cartridges_jax.shards import ShardSet
 
 SHARDS = "targets"
 LossOn = Literal["answers", "all"]
 TOP_J = 20  # entries kept of each distribution, as in the paper
-ROW_STEP = 32  # rows are padded up to a multiple of this many tokens
+LEAST_ROW = 32  # tokens; rows are padded up to few sizes from this one on
 BATCH_STEP = 16  # rows scored together
 
 
@@ -154,12 +154,21 @@ def _score_unit(
             f"conversation about it {longest}, more than the teacher's window of "
             f"{model.config.window}; lower chunk_max_tokens"
         )
-    prefix = model.read(context)
-    records = []
+    return score_suffixes(model, model.read(context), suffixes, loss_on)
+
+
+def score_suffixes(
+    model: LanguageModel, prefix: Prefix, suffixes: Sequence[Suffix], loss_on: LossOn
+) -> list[bytes]:
+    """Records of conversations behind a context, in order: rows of about one length together."""
     step = BATCH_STEP * model.mesh.shape[DATA]
-    for start in range(0, len(suffixes), step):
-        records += _score_rows(model, prefix, suffixes[start : start + step], step, loss_on)
-    return records
+    by_length = sorted(range(len(suffixes)), key=lambda i: len(suffixes[i].token_ids))
+    records: dict[int, bytes] = {}
+    for start in range(0, len(by_length), step):
+        which = by_length[start : start + step]
+        rows = _score_rows(model, prefix, [suffixes[i] for i in which], step, loss_on)
+        records |= dict(zip(which, rows, strict=True))
+    return [records[i] for i in range(len(suffixes))]
 
 
 def _score_rows(
@@ -181,8 +190,8 @@ def _score_rows(
 
 
 def _padded(rows: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """Rows of numbers as int32 [count, width], zeros behind them; width by `ROW_STEP`."""
-    width = -(-max(1, *map(len, rows)) // ROW_STEP) * ROW_STEP
+    """Rows of numbers as int32 [count, width], zeros behind them; width by few sizes."""
+    width = few_sizes(max(map(len, rows)), LEAST_ROW)
     out = np.zeros((count, width), np.int32)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row

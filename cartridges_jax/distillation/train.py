@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec as P
 from cartridges_jax import files, initializers
 from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
 from cartridges_jax.config import check_ranges, first_difference, setting, to_dict
-from cartridges_jax.corpus import Document
+from cartridges_jax.corpus import Document, corpus_identity
 from cartridges_jax.distillation import targets as targets_file
 from cartridges_jax.distillation.checkpoint import TrainingCheckpoints
 from cartridges_jax.distillation.dataset import RowShape, packed_data
@@ -50,10 +50,12 @@ MAX_SEED = 2**32 - 1  # Grain's
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Settings of training. The paper trains with rows of 1,024 tokens, batch 64, learning rate
-    2e-2; these defaults suit the embedded model (many small steps: 400 of one row are as good as
-    300 of four), WORKSPACE.md says what is known for large ones.
+    2e-2 (arXiv 2506.06266); `presets` carry what suits a model's size.
     """
 
+    preset: str = setting(
+        "", "The set of values by model size that these settings began from: laptop or paper."
+    )
     num_slots: int = setting(64, "Slots of the cartridge, the frozen ones included.", above=0)
     num_frozen: int = setting(
         1, "Leading slots that stay as initialised (the attention sink).", at_least=0
@@ -83,7 +85,7 @@ class TrainConfig:
     loss_on: LossOn = setting(
         "answers", "Positions with targets: the answers' tokens, or all tokens of a conversation."
     )
-    learning_rate: float = setting(5e-2, "Peak learning rate of Adam.", above=0)
+    learning_rate: float = setting(2e-2, "Peak learning rate of Adam.", above=0)
     final_rate_share: float = setting(
         0.1, "Learning rate after the last step, as a share of the peak (linear).", at_least=0
     )
@@ -227,7 +229,7 @@ def train(
     inputs = to_dict(config) | {
         "model": model.fingerprint,
         "targets": shards.fingerprint,
-        "corpus": [{"name": d.name, "sha256": d.sha256} for d in documents],
+        "corpus": corpus_identity(documents),
         "validated": validate is not None,
     }
 
@@ -347,7 +349,7 @@ def _open_targets(
         model.
     """
     folder = files.local_path(data)
-    given = [{"name": d.name, "sha256": d.sha256} for d in documents]
+    given = corpus_identity(documents)
     if (folder / f"{conversation.SHARDS}.manifest.json").exists():
         studied = ShardSet.read(folder, conversation.SHARDS).inputs.get("corpus")
         difference = first_difference(studied, given, "corpus")

@@ -2,9 +2,9 @@
 
 It takes token ids with their positions and, optionally, a KV prefix per layer that all rows share
 (a cartridge, or the real KV of a chunk) and a decode cache; it hands on hidden states. Blocks run
-in one `jax.lax.scan`, so compile time does not grow with L. What differs between the families is
-biases and norms on q and k, told by the config. Modules are pytrees: pass them to `jax.jit` and
-`jax.grad` as arguments.
+in one `jax.lax.scan`, so compile time does not grow with L; decoding on a CPU takes them one by one
+(`unstacked`). What differs between the families is biases and norms on q and k, told by the config.
+Modules are pytrees: pass them to `jax.jit` and `jax.grad` as arguments.
 
 Time of a forward grows with B * T * (weights + L * N * H * (P + T / 2)); activations kept for a
 backward are B * T * D per layer, the rest is recomputed.
@@ -19,24 +19,49 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from cartridges_jax.attention import SAVED_NAMES, attention
+from cartridges_jax.attention import SAVED_NAMES, Mask, attention
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.models.linear import Embedding, Linear
+from cartridges_jax.models.linear import Embedding, Head, Linear
 from cartridges_jax.models.rope import Turn, apply_rope, rope_angles
+from cartridges_jax.sharding import DATA, MODEL, on_tpu
 
 
 class KV(NamedTuple):
     """Rotated keys and values: of a prefix [L, P, K, H], or of rows [L, B, S, K, H].
 
-    A decode cache keeps heads before tokens: [L, K, P, H] and [L, B, K, S, H].
+    What decoding reads keeps heads before tokens: [L, K, P, H] and [L, B, K, S, H]; for an
+    unstacked model it is a tuple of L arrays.
     """
 
-    k: jax.Array
-    v: jax.Array
+    k: Any
+    v: Any
 
     def heads_first(self) -> "KV":
         """From [..., tokens, heads, H] to the layout of a decode cache."""
         return KV(self.k.swapaxes(-2, -3), self.v.swapaxes(-2, -3))
+
+    def layers(self) -> "KV":
+        """As a tuple of each layer's arrays."""
+        return KV(tuple(self.k), tuple(self.v))
+
+    def layer(self, index: Any) -> "KV":
+        """One layer's part."""
+        if isinstance(self.k, tuple):
+            return KV(self.k[index], self.v[index])
+        return KV(*(jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in self))
+
+    def written(self, index: Any, new: "KV", offset: jax.Array) -> "KV":
+        """A cache with new tokens [B, K, T, H] of one layer at `offset`, in place under `jit`."""
+
+        def write(x: Any, new: jax.Array) -> Any:
+            if not isinstance(x, tuple):
+                at = (index, 0, 0, offset, 0)
+                return jax.lax.dynamic_update_slice(x, new[None].astype(x.dtype), at)
+            own = x[index]
+            own = jax.lax.dynamic_update_slice(own, new.astype(own.dtype), (0, 0, offset, 0))
+            return (*x[:index], own, *x[index + 1 :])
+
+        return KV(write(self.k, new.k), write(self.v, new.v))
 
 
 class Prefix(NamedTuple):
@@ -65,17 +90,19 @@ def _norm(shape: tuple[int, ...], dtype) -> nnx.Param:
 class Block(nnx.Module):
     """All blocks of the model: every weight has a leading L axis, which `jax.lax.scan` removes."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype, norm_dtype):
         L, D, H = config.num_layers, config.hidden_size, config.head_dim
-        linear = functools.partial(Linear, config=config, rngs=rngs, dtype=dtype)
-        self.attn_norm = _norm((L, D), dtype)
+        linear = functools.partial(
+            Linear, config=config, rngs=rngs, dtype=dtype, bias_dtype=norm_dtype
+        )
+        self.attn_norm = _norm((L, D), norm_dtype)
         self.q = linear("BTD,DNH->BTNH", bias=config.qkv_bias)
         self.k = linear("BTD,DKH->BTKH", bias=config.qkv_bias)
         self.v = linear("BTD,DKH->BTKH", bias=config.qkv_bias)
-        self.q_norm = _norm((L, H), dtype) if config.qk_norm else None
-        self.k_norm = _norm((L, H), dtype) if config.qk_norm else None
+        self.q_norm = _norm((L, H), norm_dtype) if config.qk_norm else None
+        self.k_norm = _norm((L, H), norm_dtype) if config.qk_norm else None
         self.o = linear("BTNH,NHD->BTD", bias=config.output_bias)
-        self.mlp_norm = _norm((L, D), dtype)
+        self.mlp_norm = _norm((L, D), norm_dtype)
         self.gate = linear("BTD,DF->BTF", bias=config.mlp_bias)
         self.up = linear("BTD,DF->BTF", bias=config.mlp_bias)
         self.down = linear("BTF,FD->BTD", bias=config.mlp_bias)
@@ -101,11 +128,22 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """Embedding, stacked blocks, final norm and LM head."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    def __init__(
+        self, config: ModelConfig, *, rngs: nnx.Rngs, dtype=jnp.float32, norm_dtype: Any = None
+    ):
+        """Makes fresh weights.
+
+        Args:
+          config: the sizes.
+          rngs: of the weights.
+          dtype: of the matrices.
+          norm_dtype: of norms and biases, and so of activations and KV; None for `dtype`.
+        """
+        norm_dtype = dtype if norm_dtype is None else norm_dtype
         self.config = config
         self.embedding = Embedding(config, rngs=rngs, dtype=dtype)
-        self.blocks = Block(config, rngs=rngs, dtype=dtype)
-        self.final_norm = _norm((config.hidden_size,), dtype)
+        self.blocks: Any = Block(config, rngs=rngs, dtype=dtype, norm_dtype=norm_dtype)
+        self.final_norm = _norm((config.hidden_size,), norm_dtype)
         self.lm_head = None if config.tie_embeddings else Embedding(config, rngs=rngs, dtype=dtype)
 
     @property
@@ -145,24 +183,14 @@ class Transformer(nnx.Module):
         turn = self.turn(positions)
         scale = self.config.head_dim**-0.5
         kv, length = (None, None) if prefix is None else (prefix.kv, prefix.length)
+        mask = Mask(segment_start, length)
 
-        def body(x, layer):
-            block, slots = layer
+        def body(x, block, slots, _):
             q, k, v = block.qkv(x, turn)
-            attended = attention(
-                q,
-                k,
-                v,
-                segment_start=segment_start,
-                scale=scale,
-                prefix=slots,
-                prefix_length=length,
-            )
+            attended = attention(q, k, v, mask, scale=scale, prefix=slots)
             return block.mlp(block.attention_output(x, attended)), KV(k, v)
 
-        policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
-        body = jax.checkpoint(body, prevent_cse=False, policy=policy)
-        x, own = jax.lax.scan(body, self.embedding(token_ids, self.dtype), (self.blocks, kv))
+        x, own = self._through_layers(body, self.embedding(token_ids, self.dtype), kv)
         return rms_norm(x, self.final_norm[...], self.config.norm_eps), own
 
     def decode(
@@ -179,48 +207,88 @@ class Transformer(nnx.Module):
 
         Arguments as in `__call__`, but the prefix is [L, K, P, H]; `segment_start` counts in cache
         indices. The cache is carried through the layers and updated in place: a step moves one
-        token of it, not all.
+        token of it, not all. An unstacked model takes cache and prefix as tuples of layers.
         """
         turn = self.turn(positions)
         scale = self.config.head_dim**-0.5
         kv, length = (None, None) if prefix is None else (prefix.kv, prefix.length)
+        mask = Mask(segment_start, length, offset)
 
-        def body(carry, layer):
+        def body(carry, block, slots, index):
             x, cache = carry
-            block, slots, index = layer
             q, k, v = block.qkv(x, turn)
-            at = (index, 0, 0, offset, 0)
-            new = KV(k[None], v[None]).heads_first()
-            cache = KV(
-                jax.lax.dynamic_update_slice(cache.k, new.k.astype(cache.k.dtype), at),
-                jax.lax.dynamic_update_slice(cache.v, new.v.astype(cache.v.dtype), at),
-            )
-            attended = attention(
-                q,
-                jax.lax.dynamic_index_in_dim(cache.k, index, keepdims=False),
-                jax.lax.dynamic_index_in_dim(cache.v, index, keepdims=False),
-                segment_start=segment_start,
-                scale=scale,
-                prefix=slots,
-                prefix_length=length,
-                query_offset=offset,
-                heads_first=True,
-            )
+            cache = cache.written(index, KV(k, v).heads_first(), offset)
+            keys, values = cache.layer(index)
+            attended = attention(q, keys, values, mask, scale=scale, prefix=slots, heads_first=True)
             return (block.mlp(block.attention_output(x, attended)), cache), None
 
-        layers = (self.blocks, kv, jnp.arange(self.config.num_layers))
-        (x, cache), _ = jax.lax.scan(body, (self.embedding(token_ids, self.dtype), cache), layers)
+        start = (self.embedding(token_ids, self.dtype), cache)
+        (x, cache), _ = self._through_layers(body, start, kv)
         return rms_norm(x, self.final_norm[...], self.config.norm_eps), cache
+
+    def _through_layers(self, body: Any, carry: Any, slots: KV | None) -> tuple[Any, Any]:
+        """Runs `body(carry, block, slots, index)` layer after layer: the one loop over layers.
+
+        It returns the last carry and what each layer handed out, stacked on L. Activations of a
+        layer are computed again in the backward pass, but for what attention saves.
+        """
+        if isinstance(self.blocks, nnx.List):
+            out = []
+            for i, block in enumerate(self.blocks):
+                carry, made = body(carry, block, None if slots is None else slots.layer(i), i)
+                out.append(made)
+            return carry, jax.tree.map(lambda *x: jnp.stack(x), *out)
+
+        def step(carry: Any, layer: Any) -> Any:
+            block, slots, index = layer
+            return body(carry, jax.tree.map(_from_slices, block), slots, index)
+
+        policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+        step = jax.checkpoint(step, prevent_cse=False, policy=policy)
+        blocks = jax.tree.map(_for_slices, self.blocks)
+        return jax.lax.scan(step, carry, (blocks, slots, jnp.arange(self.config.num_layers)))
+
+    def unstacked(self) -> "Transformer":
+        """The same model with a list of blocks in place of stacked ones; call it under `jit`.
+
+        For decoding on a CPU, where a scan copies each layer's weights out of the stack at every
+        step. It holds the blocks' weights a second time.
+        """
+        graphdef, state = nnx.split(self.blocks)
+        layers = range(self.config.num_layers)
+        blocks = [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)) for i in layers]
+        whole = nnx.clone(self)
+        whole.blocks = nnx.List(blocks)
+        return whole
+
+    @property
+    def head(self) -> Head:
+        """The LM head."""
+        return (self.embedding if self.lm_head is None else self.lm_head).head
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Float32 logits; meant for few positions, since [B, T, V] is large."""
-        head = self.embedding if self.lm_head is None else self.lm_head
-        return head.logits(hidden)
+        return self.head.logits(hidden, P(DATA, None, MODEL))
 
 
-def abstract_transformer(config: ModelConfig, dtype=jnp.float32) -> Transformer:
+# XLA's CPU compiler makes float32 of a whole bfloat16 array that a loop slices; not of integers.
+def _for_slices(x: jax.Array) -> jax.Array:
+    if x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu" or on_tpu():
+        return x
+    return jax.lax.bitcast_convert_type(x, jnp.uint16)
+
+
+def _from_slices(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+
+
+def abstract_transformer(
+    config: ModelConfig, dtype=jnp.float32, norm_dtype: Any = None
+) -> Transformer:
     """The model with shapes, dtypes and specs in place of weights: what importers fill in."""
-    return nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0), dtype=dtype))
+    return nnx.eval_shape(
+        lambda: Transformer(config, rngs=nnx.Rngs(0), dtype=dtype, norm_dtype=norm_dtype)
+    )
 
 
 def initialize(config: ModelConfig, seed: int, dtype=jnp.float32) -> Transformer:

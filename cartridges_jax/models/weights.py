@@ -136,6 +136,7 @@ def read_weights(
     mesh: Mesh,
     dtype: Any,
     quantization: Quantization = "none",
+    norm_dtype: Any = None,
 ) -> Transformer:
     """Reads weights onto `mesh`.
 
@@ -148,7 +149,8 @@ def read_weights(
       where: the file or folder, for errors.
       config: the model's sizes.
       mesh: where the weights go.
-      dtype: of the weights.
+      dtype: of the matrices.
+      norm_dtype: of norms and biases; None for `dtype`.
       quantization: "int8" rounds the matrices to one byte a weight.
 
     Raises:
@@ -158,12 +160,15 @@ def read_weights(
     _check_names(where, tensors, config)
     leaves = sorted(_leaves(config), key=lambda leaf: -leaf.size)
     with jax.set_mesh(mesh):
-        model = abstract_transformer(config, dtype)
+        model = abstract_transformer(config, dtype, norm_dtype)
         bar = progress(sum(leaf.size for leaf in leaves), "load", " weights", scaled=True)
         for leaf in leaves:
             parent, attribute = _find(model, leaf.path)
-            spec = getattr(parent, attribute).get_metadata()["spec"]
-            value = _place(leaf, tensors, config, NamedSharding(mesh, spec), jnp.dtype(dtype))
+            param = getattr(parent, attribute)
+            spec = param.get_metadata()["spec"]
+            value = _place(
+                leaf, tensors, config, NamedSharding(mesh, spec), param.get_value().dtype
+            )
             _check_finite(where, leaf, value)
             setattr(parent, attribute, nnx.Param(value, spec=spec))
             is_matrix = isinstance(parent, Linear | Embedding) and attribute == "weight"

@@ -23,8 +23,8 @@ import torch
 import transformers
 from absl import app, flags
 
+from cartridges_jax.engine.decoding import Decoding, Sampling
 from cartridges_jax.models.config import ModelConfig, read_config
-from cartridges_jax.models.generate import Decoding, Sampling
 from cartridges_jax.models.sources.folder import FolderSource
 from cartridges_jax.models.transformer import Transformer
 from cartridges_jax.models.weights import read_weights

@@ -11,7 +11,7 @@ from cartridges_jax.corpus.chunkers import Chunk
 from cartridges_jax.distillation import targets as targets_file
 from cartridges_jax.distillation.dataset import RowShape, packed_data
 from cartridges_jax.distillation.lm_head import top_log_probabilities
-from cartridges_jax.distillation.loss import Targets, distillation_loss, full_teacher_loss
+from cartridges_jax.distillation.loss import Targets, distillation_loss
 from cartridges_jax.distillation.targets import encode_record
 from cartridges_jax.distillation.train import TrainConfig, prefix_loss, train
 from cartridges_jax.errors import InputError
@@ -21,6 +21,9 @@ from cartridges_jax.self_study.conversation import Conversation
 from cartridges_jax.sharding import DATA, place
 from cartridges_jax.shards import ShardSet
 from tests.conftest import MESHES, document_named, make_tiny_model
+from tests.self_study.scripted import ScriptedClient
+
+CHUNKS = {"chunk_min_tokens": 100, "chunk_max_tokens": 200}
 
 J = 4
 
@@ -88,22 +91,6 @@ def top_j(kind, logits, ids, t):
     return loss, known
 
 
-def full_teacher(kind, logits, teacher, temperature):
-    p, q = (jax.nn.softmax(x / temperature) for x in (teacher, logits))
-
-    def kl(a, b):
-        return (a * (jnp.log(a) - jnp.log(b))).sum(-1)
-
-    match kind:
-        case "forward_kl":
-            value = kl(p, q)
-        case "reverse_kl":
-            value = kl(q, p)
-        case "jensen_shannon":
-            value = (kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2
-    return value * temperature**2
-
-
 def model_with_head(mesh, quantized):
     """A tiny model, and its LM head as the definition takes it."""
     model = make_tiny_model(*mesh)
@@ -162,29 +149,6 @@ def test_loss_and_gradient_equal_their_definition(rng, kind, mesh, quantized):
 
     def compute(h):
         return distillation_loss(model.transformer, h, targets, kind)
-
-    check(model, head, hidden, index, compute, define)
-
-
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
-@pytest.mark.parametrize(("mesh", "temperature"), [((1, 1), 1.0), ((2, 4), 2.5)])
-def test_divergence_from_a_full_teacher_equals_its_definition(rng, kind, mesh, temperature):
-    model, head = model_with_head(mesh, quantized=False)
-    hidden, index, weight = random_hidden(rng, model)
-    shape = (*index.shape, model.config.hidden_size)
-    teacher = rng.normal(size=shape).astype(np.float32) * 2
-    with jax.set_mesh(model.mesh):
-        said, where, w = placed_on(model, teacher, index, weight)
-
-    def define(logits):
-        value = full_teacher(kind, logits, jnp.einsum("BMD,VD->BMV", teacher, head), temperature)
-        total = (weight * value).sum()
-        return total, total, weight.sum()
-
-    def compute(h):
-        return full_teacher_loss(
-            model.transformer, h, said, where, w, kind=kind, temperature=temperature
-        )
 
     check(model, head, hidden, index, compute, define)
 
@@ -315,18 +279,17 @@ def test_the_iterator_resumes_exactly(rng, tmp_path):
 
 def test_teacher_targets_are_those_of_the_whole_context(trained, tmp_path):
     """Scored after the chunk's shared KV, they equal a forward over chunk and conversation."""
-    from cartridges_jax.self_study.synthesize import (
-        SynthesisConfig,
-        load_conversations,
-        synthesize,
-    )
+    from cartridges_jax.self_study.config import SynthesisConfig
+    from cartridges_jax.self_study.conversation import load_conversations
+    from cartridges_jax.self_study.run import synthesize
 
     document = document_named("targets")
     conversations = synthesize(
         trained,
         [document],
         tmp_path,
-        SynthesisConfig(num_conversations=8, conversations_per_chunk=8),
+        SynthesisConfig(num_conversations=8, conversations_per_chunk=8, **CHUNKS),
+        ScriptedClient(),
     )
     targets = targets_file.score_targets(trained, tmp_path)
     pairs = zip(load_conversations(conversations, 0), targets.records(0), strict=True)
@@ -368,11 +331,12 @@ def test_what_the_teacher_cannot_read_is_refused(tiny, tmp_path, monkeypatch):
 
 def test_targets_may_be_on_all_tokens_and_hard(trained, tmp_path):
     """With `loss_on="all"` every token after the first is predicted; hard labels are the row's."""
-    from cartridges_jax.self_study.synthesize import SynthesisConfig, synthesize
+    from cartridges_jax.self_study.config import SynthesisConfig
+    from cartridges_jax.self_study.run import synthesize
 
     document = document_named("targets")
-    config = SynthesisConfig(num_conversations=4, conversations_per_chunk=4)
-    synthesize(trained, [document], tmp_path, config)
+    config = SynthesisConfig(num_conversations=4, conversations_per_chunk=4, **CHUNKS)
+    synthesize(trained, [document], tmp_path, config, ScriptedClient())
     shards = targets_file.score_targets(trained, tmp_path, "all")
     for row in map(targets_file.decode_record, shards.records(0)):
         n = len(row["token_ids"])

@@ -168,7 +168,7 @@ def test_the_whole_file_goes_before_an_index(folder):
 def test_a_misshapen_tensor(folder):
     size = read_config(folder).hidden_size
     change_tensor(folder, "model.norm.weight", lambda x: x[:-1])
-    words = rf"model.norm.weight is \[{size - 1}\], config.json says \[{size}\]"
+    words = rf"model.norm.weight is \[{size - 1}\], the config says \[{size}\]"
     with pytest.raises(InputError, match=words):
         load_model(folder)
 

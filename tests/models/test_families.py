@@ -9,6 +9,7 @@ import sentencepiece
 
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.chat_template import TEMPLATE_DATE, ChatTemplate, Message, context_text
+from cartridges_jax.models.sources.folder import FolderSource
 from cartridges_jax.models.tokenizer import SentencePieceTokenizer, load_tokenizer
 from tests.families import FAMILIES, make_sentencepiece, write_tokenizer
 
@@ -36,7 +37,7 @@ def both(request, tmp_path_factory):
     write_tokenizer(folder, family)
     tokenizer = load_tokenizer(folder)
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    return family, ChatTemplate.load(folder, tokenizer), theirs
+    return family, ChatTemplate(tokenizer, FolderSource(folder).chat_template()), theirs
 
 
 def turns(*contents):
@@ -162,12 +163,14 @@ def test_qwen3_thinking(tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     thinking = "<think>\nLet me see.\n</think>\n\nIn Oslo."
     messages = turns("Where?", thinking, "Since when?", thinking)
-    template = ChatTemplate.load(tmp_path, tokenizer)
+    template = ChatTemplate(tokenizer, FolderSource(tmp_path).chat_template())
     suffix = template.render_suffix(messages)
     assert template.render(messages) == render_theirs(theirs, messages)
     assert tokenizer.decode(suffix.token_ids.tolist()).count("Let me see") == 1
     assert "Let me see" in tokenizer.decode(suffix.token_ids[suffix.is_answer].tolist())
-    quiet = ChatTemplate.load(tmp_path, tokenizer, {"enable_thinking": False})
+    quiet = ChatTemplate(
+        tokenizer, FolderSource(tmp_path).chat_template(), {"enable_thinking": False}
+    )
     question = turns("Where?")
     assert quiet.render(question, add_generation_prompt=True) == render_theirs(
         theirs, question, add_generation_prompt=True, enable_thinking=False

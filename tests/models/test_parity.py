@@ -8,12 +8,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
 transformers = pytest.importorskip("transformers", reason="the extra `parity` is not installed")
 
-from cartridges_jax.attention import attention
+from cartridges_jax.attention import Mask, attention
+from cartridges_jax.engine.decoding import Decoding, Sampling
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.loading import load_model
 from cartridges_jax.models.fingerprint import weights_fingerprint
-from cartridges_jax.models.generate import Decoding, Sampling
-from cartridges_jax.models.sources.folder import export_folder
+from cartridges_jax.models.sources.folder import FolderSource, export_folder
 from cartridges_jax.models.transformer import KV, rms_norm
 from cartridges_jax.sharding import TOKENS_BT, place
 from tests.conftest import TEST_MODEL
@@ -108,7 +108,7 @@ def hidden_states(ours: LanguageModel, ids: np.ndarray) -> list[jax.Array]:
         block = jax.tree.map(lambda w, layer=layer: w[layer], model.blocks)
         q, k, v = block.qkv(x, turn)
         start = on_mesh(ours, np.zeros_like(ids))
-        attended = attention(q, k, v, segment_start=start, scale=model.config.head_dim**-0.5)
+        attended = attention(q, k, v, Mask(start), scale=model.config.head_dim**-0.5)
         x = block.mlp(block.attention_output(x, attended))
         states.append(x)
     states[-1] = rms_norm(states[-1], model.final_norm[...], model.config.norm_eps)
@@ -199,5 +199,5 @@ def test_export_is_loaded_by_transformers(pair, tmp_path, rng):
     ids = torch.tensor(rng.integers(3, 2048, (1, 300)))
     with torch.no_grad():
         np.testing.assert_array_equal(again(ids).logits.numpy(), theirs(ids).logits.numpy())
-    assert weights_fingerprint(tmp_path) == weights_fingerprint(folder)
+    assert weights_fingerprint(FolderSource(tmp_path)) == weights_fingerprint(FolderSource(folder))
     assert load_model(tmp_path).fingerprint == ours.fingerprint

@@ -11,112 +11,45 @@ A step reads the weights once, the prefix once for all rows, and the rows' cache
 
 import functools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
+from cartridges_jax.engine.sampling import Draw, Sampling, choose
 from cartridges_jax.models.transformer import KV, Prefix, Transformer
+from cartridges_jax.shapes import few_sizes, power_of_two, round_up
 from cartridges_jax.sharding import DATA, TOKENS_BT, place
 
-PROMPT_STEP = 32  # prompt lengths are rounded up to a multiple of this
-ANSWER_STEP = 64  # room for new tokens likewise; how many are made is not compiled in
-BATCH_STEP = 8  # batch sizes likewise
+LEAST_PROMPT = 32  # tokens; lengths are rounded up to few sizes from this one on
+ANSWER_STEP = 64  # room for new tokens; how many are made is not compiled in
+LEAST_BATCH = 8  # rows; batches are of 1, 8, 16, 32, ... rows
 SHRINK_STEP = (
     16  # tokens after which rows that have ended may leave; multiples, however one advances
 )
 SHRINK_TO = 4  # rows leave when this many times fewer are enough: each size is a program to compile
-
+MOST_APART = 4 * 2**30  # bytes of blocks that a CPU holds a second time while it decodes
 
 # On CPU, XLA by default runs independent products of a step beside each other, for which it keeps
 # copies of more weights: 22 instead of 17 ms for the products of a model of 57 M parameters.
 COMPILER_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-
-# What is compiled in: noise and sorting cost as much as a small model's step.
-Draw = Literal["greedy", "all", "truncated"]
-
-
-class Sampling(NamedTuple):
-    """How a token is drawn from the logits.
-
-    `temperature` 0 is greedy; `top_k` keeps the k likeliest tokens (0: all), then `top_p` the
-    fewest of them that hold this share of their probability (1: all).
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    @property
-    def draw(self) -> Draw:
-        if self.temperature == 0:
-            return "greedy"
-        return "all" if self.top_k == 0 and self.top_p >= 1 else "truncated"
 
 
 class DecodeState(NamedTuple):
     """A batch whose answers are being made, on the device."""
 
     step: jax.Array  # tokens made so far, int32 scalar
-    cache: KV  # [L, B, K, T + room, H]
+    cache: KV  # [L, B, K, T + room, H], or L of them
     logits: jax.Array  # of the next token, [B, V]
     token_ids: jax.Array  # [B, room]
     logprobs: jax.Array  # [B, room]
     done: jax.Array  # [B]
 
 
-def _keep_likely(scores: Float[Array, "B V"], top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Sets the scores that top_k and top_p leave out to -inf; the likeliest always stays."""
-    best_first = -jnp.sort(-scores, axis=-1)
-    rank = jnp.arange(scores.shape[-1])
-    kept = (rank < top_k) | (top_k == 0)
-    shares = jax.nn.softmax(jnp.where(kept, best_first, -jnp.inf), axis=-1)
-    before = jnp.cumsum(shares, axis=-1) - shares
-    kept &= (before < top_p) | (rank == 0)
-    last = jnp.min(jnp.where(kept, best_first, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(scores >= last, scores, -jnp.inf)
-
-
-def _choose(
-    logits: Float[Array, "B V"],
-    seeds: Int[Array, "B"],
-    step: jax.Array,
-    sampling: Sampling,
-    how: Draw,
-) -> tuple[jax.Array, jax.Array]:
-    """Draws a token per row; returns ids [B] and log-probs [B].
-
-    The log-probability is that of the undisturbed model, at temperature 1.
-    """
-    logits = jax.sharding.reshard(logits, P(DATA, None))
-    chosen = logits if how == "greedy" else _disturbed(logits, seeds, step, sampling, how)
-    token = jnp.argmax(chosen, axis=-1).astype(jnp.int32)
-    hot = jnp.arange(logits.shape[1]) == token[:, None]
-    of_token = jnp.sum(jnp.where(hot, logits, 0.0), axis=-1)
-    return token, of_token - jax.nn.logsumexp(logits, axis=-1)
-
-
-def _disturbed(
-    logits: jax.Array, seeds: jax.Array, step: jax.Array, sampling: Sampling, how: Draw
-) -> jax.Array:
-    """Logits whose largest is a sample: scaled Gumbel noise on those that may be drawn."""
-    temperature = jnp.asarray(sampling.temperature)
-
-    def gumbel(seed):
-        return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), step), logits.shape[1:])
-
-    noise = jax.sharding.reshard(jax.vmap(gumbel)(jax.sharding.reshard(seeds, P())), P(DATA, None))
-    if how == "truncated":
-        top_k, top_p = jnp.asarray(sampling.top_k), jnp.asarray(sampling.top_p)
-        cut = _keep_likely(logits / temperature, top_k, top_p)
-        logits = jnp.where(jnp.isfinite(cut), logits, -jnp.inf)
-    return logits + temperature * noise
-
-
-@functools.partial(jax.jit, static_argnames="room")
+@functools.partial(jax.jit, static_argnames=("room", "in_layers"))
 def _prefill(
     model: Transformer,
     prefix: Prefix | None,
@@ -124,8 +57,9 @@ def _prefill(
     padding: Int[Array, "B"],
     *,
     room: int,
+    in_layers: bool,
 ) -> DecodeState:
-    """Reads the prompts and makes room for `room` new tokens."""
+    """Reads the prompts and makes room for `room` new tokens; each layer's cache apart if asked."""
     B, T = token_ids.shape
     start = 0 if prefix is None else prefix.next_position
     first_key = jnp.broadcast_to(padding[:, None], (B, T), out_sharding=TOKENS_BT)
@@ -133,6 +67,7 @@ def _prefill(
     hidden, own = model(token_ids, positions, first_key, prefix=prefix)
     grown = [(0, 0), (0, 0), (0, 0), (0, room), (0, 0)]
     cache = KV(*(jnp.pad(x, grown) for x in own.heads_first()))
+    cache = cache.layers() if in_layers else cache
     logits = model.logits(hidden[:, -1:])[:, 0]
     empty = jnp.zeros_like(token_ids, shape=(B, room), out_sharding=TOKENS_BT)
     done = padding >= T  # rows that only round the batch up
@@ -158,10 +93,12 @@ def advance_batch(
     stop_ids: tuple[int, ...],
     how: Draw,
 ) -> DecodeState:
-    """Makes tokens until there are `until`, or every row is done."""
-    T = state.cache.k.shape[3] - state.token_ids.shape[1]
+    """Makes tokens until there are `until`, or every row is done.
+
+    Model and prefix are as `_for_decoding` makes them.
+    """
+    T = jax.tree.leaves(state.cache)[0].shape[-2] - state.token_ids.shape[1]
     start = 0 if prefix is None else prefix.next_position
-    turned = None if prefix is None else prefix._replace(kv=prefix.kv.heads_first())
     column = padding[:, None]
 
     def keep_going(state):
@@ -169,17 +106,35 @@ def advance_batch(
 
     def advance(state):
         step, cache, logits, ids, logprobs, done = state
-        token, logprob = _choose(logits, seeds, step, sampling, how)
+        token, logprob = choose(logits, seeds, step, sampling, how)
         token = jnp.where(done, 0, token)
         ids = jax.lax.dynamic_update_slice(ids, token[:, None], (0, step))
         logprobs = jax.lax.dynamic_update_slice(logprobs, logprob[:, None], (0, step))
         stopped = functools.reduce(jnp.logical_or, [token == i for i in stop_ids], done)
         hidden, cache = model.decode(
-            token[:, None], T + step - column + start, column, cache, T + step, prefix=turned
+            token[:, None], T + step - column + start, column, cache, T + step, prefix=prefix
         )
         return DecodeState(step + 1, cache, model.logits(hidden)[:, 0], ids, logprobs, stopped)
 
     return jax.lax.while_loop(keep_going, advance, state)
+
+
+@functools.partial(jax.jit, static_argnames="in_layers")
+def _for_decoding(
+    model: Transformer, prefix: Prefix | None, *, in_layers: bool
+) -> tuple[Transformer, Prefix | None]:
+    """Model and prefix as the loop over tokens reads them: heads first, or layer by layer."""
+    if prefix is not None:
+        kv = prefix.kv.heads_first()
+        prefix = prefix._replace(kv=kv.layers() if in_layers else kv)
+    return model.unstacked() if in_layers else model, prefix
+
+
+def _takes_layers_apart(model: Transformer) -> bool:
+    """Whether decoding is faster with a list of layers: on a CPU, if they may be held twice."""
+    if jax.default_backend() != "cpu":
+        return False
+    return sum(x.nbytes for x in jax.tree.leaves(model.blocks)) <= MOST_APART
 
 
 @jax.jit
@@ -196,17 +151,14 @@ def _take_rows(
         at = (slice(None),) * axis + (index,)
         return x.at[at].get(out_sharding=jax.typeof(x).sharding)
 
-    cache = KV(*(rows(x, axis=1) for x in state.cache))
+    axis = 0 if isinstance(state.cache.k, tuple) else 1
+    cache = jax.tree.map(lambda x: rows(x, axis), state.cache)
     done = rows(state.done)
     done |= jax.sharding.reshard(jnp.arange(len(index)) >= live, jax.typeof(done).sharding.spec)
     taken = DecodeState(
         state.step, cache, rows(state.logits), rows(state.token_ids), rows(state.logprobs), done
     )
     return taken, rows(padding), rows(seeds)
-
-
-def _round_up(n: int, step: int) -> int:
-    return -(-n // step) * step
 
 
 Answer = tuple[list[int], list[float]]  # token ids and log-probabilities
@@ -240,9 +192,9 @@ class Decoding:
           mesh: where to run; the batch is rounded up to a multiple of its rows.
         """
         count = len(prompts)
-        self._row_step = BATCH_STEP * mesh.shape[DATA]
-        rows = _round_up(count, self._row_step) if count > 1 else mesh.shape[DATA]
-        width = _round_up(max(map(len, prompts)), PROMPT_STEP)
+        self._least = LEAST_BATCH * mesh.shape[DATA]
+        rows = power_of_two(count, self._least) if count > 1 else mesh.shape[DATA]
+        width = few_sizes(max(map(len, prompts)), LEAST_PROMPT)
         tokens = np.zeros((rows, width), np.int32)
         padding = np.full(rows, width, np.int32)
         for i, prompt in enumerate(prompts):
@@ -250,11 +202,12 @@ class Decoding:
             padding[i] = width - len(prompt)
         row_seeds = np.zeros(rows, np.int32)
         row_seeds[:count] = seeds
-        self._model, self._prefix, self._mesh = model, prefix, mesh
+        self._mesh = mesh
         self._limit = max_new_tokens
         self._prompts = list(range(count))  # which prompt each row of the batch belongs to
         self._left: dict[int, Answer] = {}  # of prompts whose rows have left the batch
         self._stop_ids, self._sampling = stop_ids, sampling
+        in_layers = _takes_layers_apart(model)
         with jax.set_mesh(mesh):
             self._padding = place(mesh, padding, P(DATA))
             self._seeds = place(mesh, row_seeds, P(DATA))
@@ -263,8 +216,10 @@ class Decoding:
                 prefix,
                 place(mesh, tokens, TOKENS_BT),
                 self._padding,
-                room=_round_up(max_new_tokens, ANSWER_STEP),
+                room=round_up(max_new_tokens, ANSWER_STEP),
+                in_layers=in_layers,
             )
+            self._model, self._prefix = _for_decoding(model, prefix, in_layers=in_layers)
 
     def advance(self, num_tokens: int | None = None) -> None:
         """Makes up to `num_tokens` more tokens in each row; None goes on to the end."""
@@ -294,7 +249,7 @@ class Decoding:
     def _shrink(self, done: np.ndarray) -> None:
         """Lets the rows that have ended leave, if the batch gets much smaller."""
         live = np.flatnonzero(~done)
-        rows = _round_up(len(live), self._row_step)
+        rows = power_of_two(len(live), self._least)
         if SHRINK_TO * rows > len(done):
             return
         self._left |= self._answers()

@@ -1,0 +1,1 @@
+"""Generation: prompts behind a shared prefix in, answers out."""

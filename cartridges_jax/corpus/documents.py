@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
@@ -37,6 +37,18 @@ class Document:
     def sha256(self) -> str:
         """Hash of title and text, as the model reads them."""
         return hashlib.sha256(f"{self.title}\n\n{self.text}".encode()).hexdigest()
+
+
+def corpus_identity(documents: Sequence[Document]) -> list[dict[str, str]]:
+    """What a stage remembers of its corpus: a name and a hash for each document, in order."""
+    return [{"name": d.name, "sha256": d.sha256} for d in documents]
+
+
+def corpus_text(documents: Sequence[Document]) -> tuple[str, str]:
+    """Returns (title, text) of a whole corpus as one context."""
+    if len(documents) == 1:
+        return documents[0].title, documents[0].text
+    return "", "\n\n".join(f"# {d.title}\n\n{d.text}" for d in documents)
 
 
 def parse_document(name: str, content: str) -> Document:

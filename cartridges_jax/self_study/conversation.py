@@ -4,7 +4,9 @@ import dataclasses
 import json
 
 from cartridges_jax.corpus import Chunk
+from cartridges_jax.errors import InputError
 from cartridges_jax.models.chat_template import Message
+from cartridges_jax.shards import ShardSet
 
 SHARDS = "conversations"
 
@@ -28,3 +30,11 @@ class Conversation:
         fields["chunk"] = Chunk(**fields["chunk"])
         fields["messages"] = tuple(Message(**message) for message in fields["messages"])
         return cls(**fields)
+
+
+def load_conversations(shards: ShardSet, index: int) -> list[Conversation]:
+    """Reads the conversations of one unit."""
+    try:
+        return [Conversation.from_bytes(record) for record in shards.records(index)]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{shards.path(index)} holds no conversations: {error!r}") from error

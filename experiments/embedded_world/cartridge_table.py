@@ -36,7 +36,6 @@ from cartridges_jax.evaluation.arms import (
     truncated_arm,
 )
 from cartridges_jax.evaluation.questions import Question
-from cartridges_jax.self_study.synthesize import synthesize
 from experiments.embedded_world.documents import (
     ANSWER_ROOM,
     ANSWER_TOKENS,
@@ -56,6 +55,7 @@ from experiments.embedded_world.studied_documents import (
     own_questions,
     work_folder,
 )
+from experiments.embedded_world.study import synthesize
 from experiments.embedded_world.table_summary import scored, short_documents, still_valid
 from experiments.embedded_world.template_questions import TemplateClient
 from experiments.embedded_world.world.schema import GeneratedDocument

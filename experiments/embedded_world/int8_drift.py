@@ -17,7 +17,7 @@ from absl import app, flags
 
 from cartridges_jax import LanguageModel, load_model
 from cartridges_jax.evaluation.arms import Arm, answer
-from cartridges_jax.evaluation.evaluate import score_answers
+from cartridges_jax.evaluation.marks import score_answers
 from cartridges_jax.evaluation.questions import Question
 from cartridges_jax.models.chat_template import Message
 from experiments.embedded_world.documents import (

@@ -7,8 +7,8 @@ from typing import Any
 
 from cartridges_jax.evaluation.scoring import is_right, wilson
 from cartridges_jax.self_study.conversation import Conversation
-from cartridges_jax.self_study.prompts import SKIMMED
 from experiments.embedded_world.documents import parser_of
+from experiments.embedded_world.prompts import SKIMMED
 from experiments.embedded_world.world.schema import GeneratedDocument
 from experiments.embedded_world.world.understanding import understand
 

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from cartridges_jax.attention import SAVED_NAMES, attention
+from cartridges_jax.attention import SAVED_NAMES, Mask, attention
 from cartridges_jax.models.transformer import Transformer, rms_norm
 from cartridges_jax.sharding import ACT_BTD, DATA, TOKENS_BT
 from experiments.embedded_world import training_data
@@ -81,8 +81,8 @@ def run(model: Transformer, tokens: Int[Array, "B T"]) -> tuple[jax.Array, jax.A
 
     def body(x, block):
         q, k, v = block.qkv(x, turn)
-        rounded = (heads.astype(dtype) for heads in (q, k, v))
-        attended = attention(*rounded, segment_start=start, scale=scale).astype(x.dtype)
+        queries, keys, values = (heads.astype(dtype) for heads in (q, k, v))
+        attended = attention(queries, keys, values, Mask(start), scale=scale).astype(x.dtype)
         return block.mlp(block.attention_output(x, attended)), (q, k)
 
     policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)

@@ -22,11 +22,11 @@ from etils import epath
 from cartridges_jax import Document, LanguageModel, load_model
 from cartridges_jax.distillation.targets import score_targets
 from cartridges_jax.evaluation.arms import Arm
-from cartridges_jax.evaluation.evaluate import decode_rate
-from cartridges_jax.self_study.prompts import RECALL
-from cartridges_jax.self_study.synthesize import load_conversations
+from cartridges_jax.evaluation.speed import decode_rate
+from cartridges_jax.self_study.conversation import load_conversations
 from experiments.embedded_world.documents import MODEL, shown_part
 from experiments.embedded_world.judging import judge, summary_of
+from experiments.embedded_world.prompts import RECALL
 from experiments.embedded_world.studied_documents import (
     STUDY,
     TOKENS,

@@ -12,13 +12,13 @@ from etils import epath
 
 from cartridges_jax import Document, LanguageModel
 from cartridges_jax.distillation.train import TrainConfig
-from cartridges_jax.self_study.synthesize import SynthesisConfig, synthesize
 from cartridges_jax.shards import ShardSet
 from experiments.embedded_world.documents import ANSWER_ROOM, held_out_document
+from experiments.embedded_world.study import StudyConfig, synthesize
 from experiments.embedded_world.world.schema import GeneratedDocument
 
 # The model of this world has learned to ask about a sentence.
-EMBEDDED_STUDY = SynthesisConfig(
+EMBEDDED_STUDY = StudyConfig(
     conversations_per_chunk=64,
     chunk_min_tokens=0,
     chunk_max_tokens=0,
@@ -38,7 +38,7 @@ STUDY = dataclasses.replace(EMBEDDED_STUDY, num_conversations=4096)
 SIZES = (470, 188, 94, 58)  # 4x, 10x, 20x and 32x
 TEMPLATE_SIZES = (94, 58)
 BASELINE_SIZE = 94
-TRAIN = TrainConfig(num_steps=1600)
+TRAIN = TrainConfig(num_steps=1600, learning_rate=5e-2)
 # Questions by template are about what the chunk says or does not say in the shares of the test.
 TEMPLATE_STUDY = dataclasses.replace(STUDY, kept_share=1.0, skimmed_share=0.0, recall_share=0.0)
 # Data and settings of each training, by the name of its arm.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cartridges_jax.evaluation.arms import FULL_CONTEXT
-from cartridges_jax.evaluation.evaluate import score_answers
+from cartridges_jax.evaluation.marks import score_answers
 from cartridges_jax.evaluation.questions import Question
 from experiments.embedded_world.studied_documents import BASELINE_SIZE, SIZES
 

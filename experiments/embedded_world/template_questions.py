@@ -11,7 +11,8 @@ from typing import Any
 from cartridges_jax import LanguageModel
 from cartridges_jax.corpus import Chunk
 from cartridges_jax.models.chat_template import Message
-from cartridges_jax.self_study.clients import LocalClient, LocalReader, Reply
+from cartridges_jax.self_study.clients.base import Reply
+from cartridges_jax.self_study.clients.local import LocalClient, LocalReader
 from experiments.embedded_world.documents import shown_part
 from experiments.embedded_world.world import asking
 from experiments.embedded_world.world.schema import GeneratedDocument
@@ -38,7 +39,8 @@ class TemplateClient:
     def fingerprint(self) -> dict[str, Any]:
         return self._local.fingerprint | {"questions": "by template"}
 
-    def read(self, chunk: Chunk) -> "TemplateReader":
+    def read(self, chunk: Chunk, opening: Sequence[Message] = ()) -> "TemplateReader":
+        del opening  # nothing is asked by the model
         shown = shown_part(self._made, chunk, self._tokenizer, self._token_ids)
         # What only another chunk says is not missing from the text.
         shown = dataclasses.replace(shown, unstated=self._made.unstated)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cartridges_jax.attention import attention
+from cartridges_jax.attention import Mask, attention
 from cartridges_jax.evaluation.arms import answer, control_arms
 from cartridges_jax.evaluation.scoring import is_right
 from cartridges_jax.models.chat_template import ChatTemplate, Message
@@ -162,7 +162,7 @@ def test_the_start_weights_hold_induction_heads(trained):
         first, second = (jax.tree.map(lambda w, i=i: w[i], model.blocks) for i in (0, 1))
         q, k, v = first.qkv(x, turn)
         scale = model.config.head_dim**-0.5
-        seen = attention(q, k, v, segment_start=place_it(0 * tokens), scale=scale)
+        seen = attention(q, k, v, Mask(place_it(0 * tokens)), scale=scale)
         q, k, _ = second.qkv(first.mlp(first.attention_output(x, seen)), turn)
         scores = np.einsum("tnh,snh->nts", np.asarray(q[0]), np.asarray(k[0]))
     scores = np.where(np.tril(np.ones((120, 120), bool)), scores, -np.inf)

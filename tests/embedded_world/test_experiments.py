@@ -8,10 +8,10 @@ import pytest
 
 from cartridges_jax.corpus.chunkers import Chunk
 from cartridges_jax.self_study.conversation import Conversation
-from cartridges_jax.self_study.prompts import SKIMMED
 from experiments.embedded_world.document_tables import RESULTS
 from experiments.embedded_world.documents import held_out_document
 from experiments.embedded_world.judging import judge, summary_of
+from experiments.embedded_world.prompts import SKIMMED
 from experiments.embedded_world.table_summary import largest_within, short_documents, still_valid
 from experiments.embedded_world.template_questions import TemplateClient
 from experiments.embedded_world.type_scores import scores_of

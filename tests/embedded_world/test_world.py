@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from cartridges_jax.self_study.prompts import SEED_PROMPTS, draw_focus
+from experiments.embedded_world.prompts import SEED_PROMPTS, draw_focus
 from experiments.embedded_world.world import asking, genres, seeding, wordings
 from experiments.embedded_world.world.noise import COMMON, strewn
 from experiments.embedded_world.world.schema import GeneratedDocument

@@ -3,7 +3,7 @@
 import dataclasses
 import random
 
-from cartridges_jax.self_study.prompts import (
+from experiments.embedded_world.prompts import (
     FAMILIES,
     SEED_PROMPTS,
     draw_focus,

@@ -1,32 +1,31 @@
-"""Self-study: the model asks itself questions about chunks of the corpus and answers them.
+"""Self-study of the small model, with the prompts it was trained on (`prompts.py`).
 
-Takes documents, hands on `conversations-*.array_record`. A unit of work is one chunk with all its
-conversations: bot A reads the chunk and writes a first message for each seed prompt; bot B reads
-the same chunk and answers, never seeing the seed. What the bots are unsure of can be dropped. Of
-the rest a share can be kept, rather those with much in their answers that only the text can have
-given. For some questions bot A has skimmed the chunk and saw a few sentences of it: much of what it
-then asks the text does not say, and bot B says so. Unit `i` depends only on (settings, corpus,
-model, i), so a killed run goes on where it was, and runs of any length begin alike.
+As the package's (`self_study/`), but for what the small model can do: bot A may skim the chunk, may
+be shown a sentence, or is not asked at all where a sentence is wanted word for word; what either
+bot is unsure of can be dropped, and of the rest a share is kept, rather those with much in their
+answers that only the text can have given.
 """
 
 import dataclasses
-import json
+import functools
 import os
 import random
 import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from cartridges_jax import files
-from cartridges_jax.config import check_ranges, digest, setting, to_dict
-from cartridges_jax.corpus import Chunk, Document, draw_chunk
+from cartridges_jax.config import check_ranges, digest, setting
+from cartridges_jax.corpus import Chunk, Document
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
-from cartridges_jax.metrics import progress
 from cartridges_jax.models.chat_template import Message
-from cartridges_jax.self_study.clients import ChunkReader, Client, LocalClient, Reply
-from cartridges_jax.self_study.conversation import SHARDS, Conversation
-from cartridges_jax.self_study.prompts import (
+from cartridges_jax.self_study.clients.base import ChunkReader, Client, Reply
+from cartridges_jax.self_study.clients.local import LocalClient
+from cartridges_jax.self_study.conversation import Conversation
+from cartridges_jax.self_study.run import study_inputs, write_units
+from cartridges_jax.self_study.unit import ChunkDrawer, fitting_widths, without_thoughts
+from cartridges_jax.shards import ShardSet
+from experiments.embedded_world.prompts import (
     LONGEST_HEAD,
     PROMPTS,
     QUESTION,
@@ -39,14 +38,12 @@ from cartridges_jax.self_study.prompts import (
     draw_seed_prompts,
     skim,
 )
-from cartridges_jax.shards import ShardSet
 
 MOST_SKIMMED = 3  # sentences that bot A sees of a chunk that it skims
-HOPELESS_CHUNKS = 8  # without a single conversation: the settings cannot work
 
 
 @dataclasses.dataclass(frozen=True)
-class SynthesisConfig:
+class StudyConfig:
     """Settings of self-study. The paper uses 65,536 conversations, temperature 0.6 and chunks of
     512 to 4096 tokens (arXiv 2506.06266).
     """
@@ -161,36 +158,11 @@ class SynthesisConfig:
         return round(self.kept_share * self.recall_per_chunk)
 
 
-class _Drawer:
-    """Draws chunks from the corpus, documents in proportion to their length."""
-
-    def __init__(
-        self, documents: Sequence[Document], model: LanguageModel, config: SynthesisConfig
-    ):
-        self._documents = documents
-        self._tokenizer = model.tokenizer
-        self._tokens = [model.tokenizer.encode(d.text) for d in documents]
-        self._widths = _chunk_widths(model, documents, config)
-        self.corpus = "\n".join(d.text for d in documents)
-
-    def chunk(self, rng: random.Random) -> Chunk:
-        index = rng.choices(range(len(self._documents)), [len(t) for t in self._tokens])[0]
-        document = self._documents[index]
-        return draw_chunk(
-            rng,
-            self._tokenizer,
-            document.name,
-            document.title,
-            self._tokens[index],
-            *self._widths,
-        )
-
-
 def synthesize(
     model: LanguageModel,
     documents: Sequence[Document],
     out: str | os.PathLike[str],
-    config: SynthesisConfig | None = None,
+    config: StudyConfig | None = None,
     client: Client | None = None,
 ) -> ShardSet:
     """Writes conversations about the documents to `out`; goes on if begun before.
@@ -208,46 +180,25 @@ def synthesize(
     Raises:
       InputError: on settings or a corpus that cannot work, or a folder begun with others.
     """
-    config = config or SynthesisConfig()
+    config = config or StudyConfig()
     check_ranges(config)
     _check_shares(config)
     if not documents:
         raise InputError("there is no document to study")
-    drawer = _Drawer(documents, model, config)
+    drawer = ChunkDrawer.of(documents, model, _chunk_widths(model, documents, config))
     client = client or LocalClient(model, batch_size=config.conversations_per_chunk)
-    folder = files.output_folder(out)
-    inputs = to_dict(config) | {
-        "model": client.fingerprint,
-        "corpus": [{"name": d.name, "sha256": d.sha256} for d in documents],
+    inputs = study_inputs(config, client, documents) | {
         "prompts": digest(  # the last says how a sentence is shown
             [PROMPTS[config.seed_prompts], SEED_PROMPTS[QUESTION], RECALL_PROMPTS, LONGEST_HEAD]
         ),
     }
-    # How many conversations are wanted is not an input: a larger run continues a smaller one.
-    del inputs["num_conversations"]
-    shards = ShardSet.open(folder, SHARDS, inputs)
-    bar = progress(config.num_conversations, "self-study", "conv", shards.num_records)
-    index = 0
-    needed = config.num_conversations / config.most_per_chunk
-    while shards.num_records < config.num_conversations:
-        if index >= (50 + 20 * needed if shards.num_records else HOPELESS_CHUNKS):
-            raise InputError(
-                f"after {index} chunks only {shards.num_records} of {config.num_conversations} "
-                "conversations ended within their tokens and were kept; raise question_max_tokens "
-                "and answer_max_tokens, or lower min_question_confidence and "
-                f"min_answer_confidence{', or set kept_share=1' if config.kept_share < 1 else ''}"
-            )
-        if index not in shards.shards:
-            found = _study_unit(index, drawer, client, config)
-            records = [c.to_bytes() for c in found]
-            shards.write(index, records, dropped=config.conversations_per_chunk - len(records))
-            bar.update(len(records))
-        index += 1
-    bar.close()
-    return shards
+    whole = "\n".join(d.text for d in documents)
+    study = functools.partial(_study_unit, drawer=drawer, whole=whole, client=client, config=config)
+    per_unit = config.conversations_per_chunk
+    return write_units(out, inputs, study, config.num_conversations, per_unit)
 
 
-def _check_shares(config: SynthesisConfig) -> None:
+def _check_shares(config: StudyConfig) -> None:
     """Raises InputError where a share is asked for that a chunk's few conversations cannot give."""
     if config.skimmed_share + config.recall_share > 1:
         raise InputError(f"{config.skimmed_share=} and {config.recall_share=} exceed 1 together")
@@ -262,7 +213,7 @@ def _check_shares(config: SynthesisConfig) -> None:
 
 
 def _chunk_widths(
-    model: LanguageModel, documents: Sequence[Document], config: SynthesisConfig
+    model: LanguageModel, documents: Sequence[Document], config: StudyConfig
 ) -> tuple[int, int]:
     """The shortest and the longest width to draw, tokens.
 
@@ -272,24 +223,10 @@ def _chunk_widths(
     title = max(len(model.template.render_context(d.title, "")) for d in documents)
     of_a = _longest_seed(model, documents, config)
     of_b = len(model.render_prompt("", has_context=True)) + config.answer_max_tokens
-    beside = title + max(of_a, of_b) + config.question_max_tokens
-    left = model.config.window - beside
-    longest = config.chunk_max_tokens or left
-    if longest > left or left < 1:
-        raise InputError(
-            f"beside a chunk of {config.chunk_max_tokens or 'any'} tokens, title, question and "
-            f"answer need {beside}, and the model's window is {model.config.window}; lower "
-            "chunk_max_tokens, question_max_tokens or answer_max_tokens"
-        )
-    shortest = config.chunk_min_tokens or longest
-    if shortest > longest:
-        raise InputError(f"chunk_min_tokens={shortest} exceeds chunk_max_tokens={longest}")
-    return shortest, longest
+    return fitting_widths(model, config, title + max(of_a, of_b) + config.question_max_tokens)
 
 
-def _longest_seed(
-    model: LanguageModel, documents: Sequence[Document], config: SynthesisConfig
-) -> int:
+def _longest_seed(model: LanguageModel, documents: Sequence[Document], config: StudyConfig) -> int:
     """Tokens of the longest message to bot A."""
     prompts = [prompt for family in PROMPTS[config.seed_prompts].values() for prompt in family]
     longest = max(len(model.render_prompt(prompt, has_context=True)) for prompt in prompts)
@@ -313,14 +250,14 @@ class _Told(NamedTuple):
 
 
 def _study_unit(
-    index: int, drawer: _Drawer, client: Client, config: SynthesisConfig
+    index: int, drawer: ChunkDrawer, whole: str, client: Client, config: StudyConfig
 ) -> list[Conversation]:
     rng = random.Random(f"unit {config.seed} {index}")
     chunk = drawer.chunk(rng)
     reader = client.read(chunk)
     asked = _ask(chunk, reader, client, rng, config)
     if config.recall_per_chunk:
-        sentences = draw_recall(rng, chunk.text, config.recall_per_chunk, drawer.corpus)
+        sentences = draw_recall(rng, chunk.text, config.recall_per_chunk, whole)
         asked += [_Asked(RECALL, sentence, message) for message, sentence in sentences]
     answers = _answers(reader, [one.question for one in asked], rng, config)
     told = [
@@ -346,7 +283,7 @@ def _study_unit(
 
 
 def _ask(
-    chunk: Chunk, reader: ChunkReader, client: Client, rng: random.Random, config: SynthesisConfig
+    chunk: Chunk, reader: ChunkReader, client: Client, rng: random.Random, config: StudyConfig
 ) -> list[_Asked]:
     """Bot A's questions, by who has read the chunk and by who has skimmed it."""
     seeds = draw_seed_prompts(
@@ -371,7 +308,7 @@ def _holds(answer: str, sentence: str) -> bool:
 
 
 def _keep(
-    rng: random.Random, told: Sequence[_Told], alone: Sequence[str], config: SynthesisConfig
+    rng: random.Random, told: Sequence[_Told], alone: Sequence[str], config: StudyConfig
 ) -> list[_Told]:
     """Draws what is kept beside recall, up to `config.most_per_chunk` in all; see `kept_share`.
 
@@ -399,7 +336,7 @@ def _questions(
     reader: ChunkReader,
     seeds: Sequence[tuple[str, str]],
     rng: random.Random,
-    config: SynthesisConfig,
+    config: StudyConfig,
 ) -> list[_Asked]:
     """What bot A writes for each (family, prompt), where it is sure enough.
 
@@ -418,7 +355,7 @@ def _questions(
         sure = family == SKIMMED or (
             reply is not None and reply.confidence >= config.min_question_confidence
         )
-        if reply is not None and sure:
+        if reply is not None and reply.finished and sure:
             question = without_thoughts(reply.text)
             if question.strip():
                 asked.append(_Asked(family, prompt, question))
@@ -426,27 +363,15 @@ def _questions(
 
 
 def _answers(
-    reader: ChunkReader, questions: Sequence[str], rng: random.Random, config: SynthesisConfig
+    reader: ChunkReader, questions: Sequence[str], rng: random.Random, config: StudyConfig
 ) -> list[Reply | None]:
     """What bot B answers to each; None where it did not end."""
     if not questions:
         return []
-    return reader.complete(
+    replies = reader.complete(
         [[Message(role="user", content=question)] for question in questions],
         temperature=config.answer_temperature,
         max_new_tokens=config.answer_max_tokens,
         seeds=[rng.randrange(2**31) for _ in questions],
     )
-
-
-def without_thoughts(message: str) -> str:
-    """What a reasoning model says after its thoughts: nobody sends those as a question."""
-    return message.rpartition("</think>")[2].lstrip("\n") if "</think>" in message else message
-
-
-def load_conversations(shards: ShardSet, index: int) -> list[Conversation]:
-    """Reads the conversations of one unit."""
-    try:
-        return [Conversation.from_bytes(record) for record in shards.records(index)]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{shards.path(index)} holds no conversations: {error!r}") from error
+    return [reply if reply and reply.finished else None for reply in replies]

@@ -7,11 +7,10 @@ import re
 
 import pytest
 
-from cartridges_jax.corpus import Chunk, Document
+from cartridges_jax.corpus import Document
 from cartridges_jax.errors import InputError
-from cartridges_jax.models.chat_template import Message
-from cartridges_jax.self_study.clients import LocalClient
-from cartridges_jax.self_study.prompts import (
+from cartridges_jax.self_study.conversation import load_conversations
+from experiments.embedded_world.prompts import (
     FAMILIES,
     FOCUSED_PROMPTS,
     RECALL,
@@ -22,17 +21,16 @@ from cartridges_jax.self_study.prompts import (
     draw_seed_prompts,
     skim,
 )
-from cartridges_jax.self_study.synthesize import (
-    SynthesisConfig,
+from experiments.embedded_world.study import (
+    StudyConfig,
     _holds,
     _keep,
     _Told,
-    load_conversations,
     synthesize,
 )
 from tests.conftest import document_named
 
-CONFIG = SynthesisConfig(num_conversations=24, conversations_per_chunk=8, chunk_max_tokens=200)
+CONFIG = StudyConfig(num_conversations=24, conversations_per_chunk=8, chunk_max_tokens=200)
 KEEPING = dataclasses.replace(CONFIG, kept_share=0.4)
 ALL_KINDS = dataclasses.replace(KEEPING, skimmed_share=0.25, recall_share=0.25)
 
@@ -78,16 +76,6 @@ def test_a_document_that_fits_the_window_is_shown_whole(trained, tmp_path):
             synthesize(trained, [document], tmp_path / "wide", wide)
 
 
-def test_what_does_not_fit_the_window_gets_no_reply(trained, document):
-    reader = LocalClient(trained, 8).read(Chunk("d", "t", document.text, 0, 400))
-    short, long = ([Message(role="user", content=w)] for w in ("Who is there?", "why " * 2000))
-    options = {"temperature": 0.0, "max_new_tokens": 32}
-    alone = reader.complete([short], seeds=[1], **options)
-    assert alone[0] is not None
-    assert reader.complete([long, short], seeds=[0, 1], **options) == [None, *alone]
-    assert reader.complete([long], seeds=[0], **options) == [None]
-
-
 def test_focused_prompts_show_a_sentence_of_the_chunk(trained, document, tmp_path):
     focused = dataclasses.replace(CONFIG, seed_prompts="focused")
     for c in everything(synthesize(trained, [document], tmp_path, focused)):
@@ -100,7 +88,7 @@ def test_unsure_conversations_are_dropped(trained, document, tmp_path):
     every = synthesize(trained, [document], tmp_path / "every", CONFIG)
     said = {str(c.messages) for c in load_conversations(every, 0)}
     for setting, least in (("min_question_confidence", 0.75), ("min_answer_confidence", 0.999)):
-        sure = SynthesisConfig(**(vars(CONFIG) | {setting: least}))
+        sure = StudyConfig(**(vars(CONFIG) | {setting: least}))
         some = synthesize(trained, [document], tmp_path / setting, sure)
         kept = {str(c.messages) for c in load_conversations(some, 0)}
         assert kept < said
@@ -130,7 +118,7 @@ def test_telling_conversations_are_drawn_more_often():
     ]
     alone = ["", "A B", ""]
     # An answer without a word that is not in its question is never kept, and no question twice.
-    config = SynthesisConfig(conversations_per_chunk=18, kept_share=0.5)
+    config = StudyConfig(conversations_per_chunk=18, kept_share=0.5)
     kept = _keep(random.Random(0), told * 2, alone * 2, config)
     assert sorted(one.question for one in kept) == ["little", "much"]
     one = dataclasses.replace(config, kept_share=1 / 18)
@@ -141,7 +129,7 @@ def test_telling_conversations_are_drawn_more_often():
 def test_of_skimmed_questions_those_are_kept_that_the_title_alone_answers_alike():
     told = [_Told(SKIMMED, "", f"question {i}", "C" * i + " no") for i in range(8)]
     told += [_Told("question", "", f"read {i}", "A B C") for i in range(8)]
-    config = SynthesisConfig(conversations_per_chunk=16, kept_share=0.25, skimmed_share=0.5)
+    config = StudyConfig(conversations_per_chunk=16, kept_share=0.25, skimmed_share=0.5)
     alone = ["no"] * 16
     for i in range(20):
         kept = _keep(random.Random(i), told, alone, config)
@@ -274,8 +262,8 @@ def test_a_folder_of_other_settings_is_refused(trained, document, tmp_path):
         ({"num_conversations": 0}, "num_conversations must be above 0"),
         ({"chunk_min_tokens": 300}, "exceeds"),
         ({"chunk_max_tokens": 5000}, "lower chunk_max_tokens"),
-        ({"answer_max_tokens": 1}, "raise question_max_tokens"),
-        ({"min_question_confidence": 1.0}, "lower min_question_confidence"),
+        ({"answer_max_tokens": 1}, "num_examples, question_max_tokens"),
+        ({"min_question_confidence": 1.0}, "min_answer_confidence"),
         ({"min_answer_confidence": 1.5}, "min_answer_confidence must be at most 1, got 1.5"),
         ({"skimmed_share": 0.6, "recall_share": 0.6}, "exceed 1 together"),
         ({"skimmed_share": 0.01}, "skimmed_share=0.01 with kept_share=1.0 keeps none"),
@@ -284,4 +272,4 @@ def test_a_folder_of_other_settings_is_refused(trained, document, tmp_path):
 )
 def test_settings_that_cannot_work_are_refused(trained, document, tmp_path, change, words):
     with pytest.raises(InputError, match=words):
-        synthesize(trained, [document], tmp_path, SynthesisConfig(**(vars(CONFIG) | change)))
+        synthesize(trained, [document], tmp_path, StudyConfig(**(vars(CONFIG) | change)))

@@ -1,0 +1,1 @@
+"""Who plays the two bots: anything that answers messages about a chunk."""

@@ -1,0 +1,51 @@
+"""What self-study asks of a model: to read a chunk, and to reply to messages about it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from cartridges_jax.corpus import Chunk
+from cartridges_jax.models.chat_template import Message
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What a bot said. `confidence` is the geometric mean of the probabilities of its tokens."""
+
+    text: str
+    confidence: float
+    finished: bool = True  # it ended within the tokens that it was given
+
+
+@runtime_checkable
+class ChunkReader(Protocol):
+    """One chunk in a model's context."""
+
+    def complete(
+        self,
+        requests: Sequence[Sequence[Message]],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        seeds: Sequence[int],
+    ) -> list[Reply | None]:
+        """Answers every request, in order.
+
+        None where the chunk and the request leave no room for `max_new_tokens` in the window.
+        """
+        ...
+
+
+@runtime_checkable
+class Client(Protocol):
+    """A model that can read chunks."""
+
+    @property
+    def fingerprint(self) -> dict[str, Any]: ...
+
+    def read(self, chunk: Chunk, opening: Sequence[Message] = ()) -> ChunkReader:
+        """Reads a chunk, and turns that every request then goes on from.
+
+        The chunk's text may be empty: then the title is all it knows.
+        """
+        ...

@@ -1,0 +1,116 @@
+"""Self-study: the model asks itself questions about chunks of the corpus and answers them.
+
+Takes documents, hands on `conversations-*.array_record`, a shard for each unit (`unit.py`). Unit
+`i` depends only on (settings, corpus, model, i), so a killed run goes on where it was, and runs of
+any length begin alike.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cartridges_jax import files
+from cartridges_jax.config import check_ranges, digest, to_dict
+from cartridges_jax.corpus import Document, corpus_identity
+from cartridges_jax.errors import InputError
+from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.metrics import progress
+from cartridges_jax.self_study import seeds
+from cartridges_jax.self_study.clients.base import Client
+from cartridges_jax.self_study.clients.local import LocalClient
+from cartridges_jax.self_study.config import SynthesisConfig
+from cartridges_jax.self_study.conversation import SHARDS, Conversation
+from cartridges_jax.self_study.unit import ChunkDrawer, chunk_widths, study_unit
+from cartridges_jax.shards import ShardSet
+
+HOPELESS_UNITS = 8  # without a single conversation: the settings cannot work
+
+
+def synthesize(
+    model: LanguageModel,
+    documents: Sequence[Document],
+    out: str | os.PathLike[str],
+    config: SynthesisConfig | None = None,
+    client: Client | None = None,
+) -> ShardSet:
+    """Writes conversations about the documents to `out`; goes on if begun before.
+
+    Args:
+      model: draws the chunks (its tokenizer counts tokens) and plays both bots.
+      documents: the corpus.
+      out: folder of the shards.
+      config: settings.
+      client: plays the bots instead of `model`.
+
+    Returns:
+      The finished shards.
+
+    Raises:
+      InputError: on settings or a corpus that cannot work, or a folder begun with others.
+    """
+    config = config or SynthesisConfig()
+    check_ranges(config)
+    if not documents:
+        raise InputError("there is no document to study")
+    drawer = ChunkDrawer.of(documents, model, chunk_widths(model, documents, config))
+    client = client or LocalClient(model, batch_size=config.conversations_per_chunk)
+    inputs = study_inputs(config, client, documents) | {
+        "seeds": digest([seeds.SEEDS, seeds.EXAMPLE_PASSAGES, seeds.EXAMPLES])
+    }
+    study = functools.partial(study_unit, drawer=drawer, client=client, config=config)
+    return write_units(out, inputs, study, config.num_conversations, config.conversations_per_chunk)
+
+
+def study_inputs(config: Any, client: Client, documents: Sequence[Document]) -> dict[str, Any]:
+    """What decides the conversations of a unit.
+
+    How many are wanted is not among it: a larger run continues a smaller one.
+    """
+    inputs = to_dict(config) | {
+        "model": client.fingerprint,
+        "corpus": corpus_identity(documents),
+    }
+    del inputs["num_conversations"]
+    return inputs
+
+
+def write_units(
+    out: str | os.PathLike[str],
+    inputs: dict[str, Any],
+    study: Callable[[int], list[Conversation]],
+    wanted: int,
+    per_unit: int,
+) -> ShardSet:
+    """Writes units until there are `wanted` conversations; runs end on whole units.
+
+    Args:
+      out: folder of the shards.
+      inputs: what decides a unit; a folder begun with others is refused.
+      study: writes the conversations of a unit.
+      wanted: conversations in all.
+      per_unit: the most that a unit tries.
+
+    Raises:
+      InputError: if so little is kept that no end is in sight.
+    """
+    shards = ShardSet.open(files.output_folder(out), SHARDS, inputs)
+    bar = progress(wanted, "self-study", "conv", shards.num_records)
+    index = 0
+    while shards.num_records < wanted:
+        most = HOPELESS_UNITS if not shards.num_records else 50 + 20 * wanted / per_unit
+        if index >= most:
+            raise InputError(
+                f"after {index} chunks only {shards.num_records} of {wanted} conversations were "
+                "kept: what bot A wrote was no request, or an answer did not end within its "
+                "tokens; raise num_examples, question_max_tokens or answer_max_tokens, or lower "
+                "min_answer_confidence"
+            )
+        if index not in shards.shards:
+            found = study(index)
+            records = [c.to_bytes() for c in found]
+            shards.write(index, records, dropped=per_unit - len(records))
+            bar.update(len(records))
+        index += 1
+    bar.close()
+    return shards

@@ -3,15 +3,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
-MODEL ?= tests/data/test_model
-CORPUS ?= README.md
+MODEL ?= smollm2
+CORPUS ?=
+OUT ?= demo
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-full results lint format clean
 
 demo: .venv/installed-demo
-	$(BIN)/cartridges demo --model=$(MODEL) --corpus=$(CORPUS) --out=demo
+	$(BIN)/cartridges demo --model=$(MODEL) --corpus=$(CORPUS) --out=$(OUT)
 
 test: .venv/installed-test lint
 	$(PYTEST)

@@ -16,6 +16,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["cartridges_jax", "cartridges_jax.*"]),
     package_data={
+        "cartridges_jax.demo": ["document.md", "questions.jsonl"],
         "cartridges_jax.evaluation": ["*.jinja"],
     },
     entry_points={"console_scripts": ["cartridges=cartridges_jax.cli:entry_point"]},

@@ -17,26 +17,28 @@ if TYPE_CHECKING:
     from cartridges_jax.distillation.train import TrainConfig as TrainConfig
     from cartridges_jax.distillation.train import train as train
     from cartridges_jax.errors import InputError as InputError
-    from cartridges_jax.evaluation.evaluate import EvaluateConfig as EvaluateConfig
-    from cartridges_jax.evaluation.evaluate import evaluate as evaluate
+    from cartridges_jax.evaluation.run import EvaluateConfig as EvaluateConfig
+    from cartridges_jax.evaluation.run import evaluate as evaluate
     from cartridges_jax.language_model import LanguageModel as LanguageModel
     from cartridges_jax.loading import load_model as load_model
-    from cartridges_jax.self_study.synthesize import SynthesisConfig as SynthesisConfig
-    from cartridges_jax.self_study.synthesize import synthesize as synthesize
+    from cartridges_jax.presets import preset as preset
+    from cartridges_jax.self_study.config import SynthesisConfig as SynthesisConfig
+    from cartridges_jax.self_study.run import synthesize as synthesize
 
 _HOME = {
     "Cartridge": "cartridge",
     "Document": "corpus",
-    "EvaluateConfig": "evaluation.evaluate",
+    "EvaluateConfig": "evaluation.run",
     "InputError": "errors",
     "LanguageModel": "language_model",
-    "SynthesisConfig": "self_study.synthesize",
+    "SynthesisConfig": "self_study.config",
     "TrainConfig": "distillation.train",
-    "evaluate": "evaluation.evaluate",
+    "evaluate": "evaluation.run",
     "load_documents": "corpus",
     "load_model": "loading",
+    "preset": "presets",
     "score_targets": "distillation.targets",
-    "synthesize": "self_study.synthesize",
+    "synthesize": "self_study.run",
     "train": "distillation.train",
 }
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "evaluate",
     "load_documents",
     "load_model",
+    "preset",
     "score_targets",
     "synthesize",
     "train",

@@ -34,30 +34,37 @@ def setting(
 
 
 def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
-    """Defines one flag per field of `config_class`, with its default and help."""
+    """Defines one flag per field of `config_class`; one that is not given has no value.
+
+    So that what is not given may come from a preset, see `from_flags`.
+    """
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         hint, text = hints[field.name], field.metadata["help"]
         shared: dict[str, Any] = {"flag_values": flag_values}
-        default: Any = field.default
         if typing.get_origin(hint) is typing.Literal:
-            flags.DEFINE_enum(field.name, default, typing.get_args(hint), text, **shared)
+            flags.DEFINE_enum(field.name, None, typing.get_args(hint), text, **shared)
         elif hint is bool:
-            flags.DEFINE_bool(field.name, default, text, **shared)
+            flags.DEFINE_bool(field.name, None, text, **shared)
         elif hint is int:
-            flags.DEFINE_integer(field.name, default, text, **shared)
+            flags.DEFINE_integer(field.name, None, text, **shared)
         elif hint is float:
-            flags.DEFINE_float(field.name, default, text, **shared)
+            flags.DEFINE_float(field.name, None, text, **shared)
         elif hint is str:
-            flags.DEFINE_string(field.name, default, text, **shared)
+            flags.DEFINE_string(field.name, None, text, **shared)
         else:
             raise TypeError(f"no flag type for {config_class.__name__}.{field.name}: {hint}")
 
 
-def from_flags(config_class: type[ConfigT], flag_values: flags.FlagValues) -> ConfigT:
-    """Builds the configuration from parsed flags."""
+def from_flags(
+    config_class: type[ConfigT],
+    flag_values: flags.FlagValues,
+    values: dict[str, Any] | None = None,
+) -> ConfigT:
+    """Builds the configuration: flags that were given, then `values`, then the fields' defaults."""
     names = [field.name for field in dataclasses.fields(typing.cast(Any, config_class))]
-    return config_class(**{name: flag_values[name].value for name in names})
+    given = {n: flag_values[n].value for n in names if flag_values[n].value is not None}
+    return config_class(**((values or {}) | given))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

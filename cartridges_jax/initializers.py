@@ -14,18 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from cartridges_jax.cartridge import Cartridge
-from cartridges_jax.corpus import Document
+from cartridges_jax.corpus import Document, corpus_text
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 
 SPAN_TOKENS = 64  # length of a sampled span
-
-
-def corpus_text(documents: Sequence[Document]) -> tuple[str, str]:
-    """Returns (title, text) of a whole corpus as one context."""
-    if len(documents) == 1:
-        return documents[0].title, documents[0].text
-    return "", "\n\n".join(f"# {d.title}\n\n{d.text}" for d in documents)
 
 
 def cut_context(

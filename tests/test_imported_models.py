@@ -6,9 +6,10 @@ import pytest
 
 pytest.importorskip("transformers", reason="the extra `parity` is not installed")
 
-from cartridges_jax import Cartridge, cli, load_model
+from cartridges_jax import Cartridge, SynthesisConfig, cli, load_documents, load_model, synthesize
 from cartridges_jax.chat import chat
 from tests.families import FAMILIES, write_model
+from tests.self_study.scripted import ScriptedClient
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
@@ -26,18 +27,17 @@ def folder(request, tmp_path_factory):
     return folder
 
 
-def test_synthesize_train_evaluate_chat(folder, capsys):
+def test_train_evaluate_chat(folder, capsys):
     assert len(list(folder.glob("*.safetensors"))) > 1  # several files with an index
     model, text = f"--model={folder}", f"--corpus={folder / 'text.md'}"
     options = []
     if (folder / "chat_template.jinja").read_text() == FAMILIES["qwen 3"].template:
         options = ["--template_option=enable_thinking=false"]
     data, run = folder / "data", folder / "run"
-    assert cli.main(
-        ["synthesize", model, text, f"--out={data}", "--num_conversations=24", "--seed=1",
-         "--chunk_min_tokens=40", "--chunk_max_tokens=120", "--question_temperature=1",
-         "--answer_temperature=1", *options]
-    ) == 0  # fmt: skip
+    # A random model asks nothing: a script does.
+    study = SynthesisConfig(num_conversations=24, chunk_min_tokens=40, chunk_max_tokens=120)
+    documents = load_documents(folder / "text.md")
+    synthesize(load_model(folder), documents, data, study, ScriptedClient())
     assert cli.main(
         ["train", model, text, f"--data={data}", f"--out={run}", "--num_slots=48",
          "--num_steps=3", "--rows_per_step=2", "--row_length=512", *options]

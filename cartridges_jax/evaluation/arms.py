@@ -15,7 +15,7 @@ import numpy as np
 
 from cartridges_jax import initializers
 from cartridges_jax.cartridge import Cartridge
-from cartridges_jax.corpus import Document
+from cartridges_jax.corpus import Document, corpus_text
 from cartridges_jax.corpus.chunkers import SENTENCE_END
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
@@ -28,7 +28,6 @@ TRUNCATED = "truncated"
 CARTRIDGE = "cartridge"
 MOST_ROWS = 64  # answered together
 CACHE_BYTES = 4 * 2**30  # of a device, for their caches
-OF_ANY_SIZE = (NO_CONTEXT, FULL_CONTEXT, FULL_KV)  # do not depend on the cartridge
 _PASSAGE_END = re.compile(rf"{SENTENCE_END}|(?<=\S)$", re.MULTILINE)
 
 
@@ -76,7 +75,7 @@ def control_arms(
     Raises:
       InputError: if `answer_room` exceeds the window.
     """
-    title, text = initializers.corpus_text(documents)
+    title, text = corpus_text(documents)
     empty = tuple(model.template.empty_context())
     whole = model.template.render_context(title, text)
     note = ""
@@ -104,7 +103,7 @@ def truncated_arm(
     model: LanguageModel, documents: Sequence[Document], num_slots: int, name: str = TRUNCATED
 ) -> Arm:
     """As much of the corpus as a cartridge of `num_slots` has room for."""
-    cut = truncated_context(model, *initializers.corpus_text(documents), num_slots)
+    cut = truncated_context(model, *corpus_text(documents), num_slots)
     nothing = len(cut) == len(model.template.empty_context())
     note = "no sentence or line fits: the empty context" if nothing else ""
     return Arm(name, len(cut), tuple(cut), note=note)
@@ -118,17 +117,23 @@ def cartridge_arm(cartridge: Cartridge, name: str = CARTRIDGE) -> Arm:
 def answer(
     model: LanguageModel, arm: Arm, questions: Sequence[str], max_new_tokens: int
 ) -> list[str]:
-    """Greedy answers to the questions, each a user's message after the arm's context.
-
-    As many run together as `CACHE_BYTES` of each device hold the caches of.
-    """
-    suffixes = [model.render_prompt(question, has_context=True) for question in questions]
-    prompts = [[*arm.prompt_head, *suffix] for suffix in suffixes]
-    # Each row has a cache of its own for what follows the prefix.
-    row = max(map(len, prompts), default=0) + max_new_tokens
-    row_bytes = row * model.config.kv_floats_per_token * jnp.dtype(model.dtype).itemsize
-    most = max(1, min(MOST_ROWS, CACHE_BYTES * model.mesh.size // row_bytes))
+    """Greedy answers to the questions, each a user's message after the arm's context."""
+    most = rows_together(model, arm, questions, max_new_tokens)
     generations = model.generate(
-        prompts, arm.prefix, max_new_tokens=max_new_tokens, batch_size=most
+        _prompts(model, arm, questions), arm.prefix, max_new_tokens=max_new_tokens, batch_size=most
     )
     return [g.text for g in generations]
+
+
+def rows_together(
+    model: LanguageModel, arm: Arm, questions: Sequence[str], max_new_tokens: int
+) -> int:
+    """How many questions run together: what `CACHE_BYTES` of each device hold the caches of."""
+    row = max(map(len, _prompts(model, arm, questions)), default=0) + max_new_tokens
+    row_bytes = row * model.config.kv_floats_per_token * jnp.dtype(model.dtype).itemsize
+    return max(1, min(MOST_ROWS, CACHE_BYTES * model.mesh.size // row_bytes))
+
+
+def _prompts(model: LanguageModel, arm: Arm, questions: Sequence[str]) -> list[list[int]]:
+    suffixes = [model.render_prompt(question, has_context=True) for question in questions]
+    return [[*arm.prompt_head, *suffix] for suffix in suffixes]

@@ -225,29 +225,42 @@ def examples(results: dict[str, Any]) -> list[dict[str, Any]]:
 def summary_table(results: dict[str, Any]) -> str:
     """The arms of an evaluation as a table for the terminal."""
     full = results["arms"][FULL_CONTEXT]["kv_bytes"]
-    has_accuracy = "accuracy" in results
-    measure = f"{'accuracy (95 % interval)':>26}" if has_accuracy else f"{'KL':>9}{'log-ppl':>9}"
-    lines = [
-        f"\n{'context':<14}{'tokens':>8}{'KV cache':>12}{'smaller':>9}{measure}{'decode tok/s':>14}"
-    ]
+    head = ["context", "tokens", "KV cache", "smaller"]
+    with_marks = "accuracy" in results
+    head += ["accuracy (95 %)", "agreement (95 %)", "KL"] if with_marks else ["KL", "log-ppl"]
+    with_rate = any("decode_tokens_per_s" in arm for arm in results["arms"].values())
+    rows = [[*head, "tok/s"] if with_rate else head]
     for name, arm in results["arms"].items():
-        if has_accuracy:
-            s = results["accuracy"][name]["all"]
-            text = f"{100 * s['value']:.1f} % ({100 * s['low']:.1f} to {100 * s['high']:.1f})"
-            value = f"{text:>26}"
+        cells = [
+            name,
+            str(arm["tokens"]),
+            human_bytes(arm["kv_bytes"]),
+            times_smaller(full, arm["kv_bytes"]),
+        ]
+        if with_marks:
+            marks = results["accuracy"][name]
+            cells += [_percent(marks["all"]), _percent(marks["agreement"])]
+            cells.append(f"{arm['in_context']['kl']:.3f}" if "in_context" in arm else "")
         else:
             held = arm["held_out"]
-            value = f"{held['kl']:>9.4f}{held['log_perplexity']:>9.4f}"
-        rate = arm.get("decode_tokens_per_s", {}).get("median")
+            cells += [f"{held['kl']:.4f}", f"{held['log_perplexity']:.4f}"]
+        if with_rate:
+            rate = arm.get("decode_tokens_per_s", {}).get("median")
+            cells.append(f"{rate:,.0f}" if rate else "")
+        rows.append(cells)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [""]
+    for row in rows:
+        first, *rest = (c.ljust(w) if not i else c.rjust(w) for i, (c, w) in
+                        enumerate(zip(row, widths, strict=True)))  # fmt: skip
+        lines.append("  ".join([first, *rest]).rstrip())
+    if with_marks:
+        n = results["accuracy"][FULL_CONTEXT]["all"]["n"]
         lines.append(
-            f"{name:<14}{arm['tokens']:>8}{human_bytes(arm['kv_bytes']):>12}"
-            f"{times_smaller(full, arm['kv_bytes']):>9}{value}{f'{rate:,.0f}' if rate else '':>14}"
+            f"({n} questions with known answers; agreement: both right, or the same words as with "
+            "the full\n context; KL in nats a token to the full context, over its own answers)"
         )
-    if has_accuracy:
-        lines.append(
-            f"({results['accuracy']['cartridge']['all']['n']} questions with known answers)"
-        )
-    if "held_out" in results and not has_accuracy:
+    elif "held_out" in results:
         held = results["held_out"]
         lines.append(
             f"({held['conversations']} held-out conversations; KL and log-perplexity in nats a "

@@ -7,7 +7,7 @@ import pytest
 
 from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation.arms import truncated_context
-from cartridges_jax.evaluation.evaluate import score_answers
+from cartridges_jax.evaluation.marks import score_answers
 from cartridges_jax.evaluation.questions import Question, load_questions
 from cartridges_jax.evaluation.scoring import (
     difference_over_documents,

@@ -1,0 +1,108 @@
+"""Flags that several subcommands have: the model, paths, presets."""
+
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from cartridges_jax.config import from_flags
+from cartridges_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from cartridges_jax.language_model import LanguageModel
+
+DEFAULT_PRESET = "laptop"
+
+
+def define_string(values: flags.FlagValues, name: str, default: str | None, text: str) -> None:
+    """Defines a text flag; without a default it must be given."""
+    flags.DEFINE_string(name, default, text, flag_values=values, required=default is None)
+
+
+def define_model(values: flags.FlagValues) -> None:
+    """Defines the flags that say which model to load, and how."""
+    define_string(
+        values,
+        "model",
+        "smollm2",
+        "Model: smollm2, a Hugging Face folder, a .gguf file, or a Hub name, downloaded once: "
+        "org/name[@revision] or org/name[@revision]:FILE.gguf.",
+    )
+    flags.DEFINE_integer(
+        "mesh_data", 1, "Devices that share the rows of a batch.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "mesh_model", 1, "Devices that share one copy of the weights.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "dtype",
+        "auto",
+        ("auto", "float32", "bfloat16"),
+        "Of weights and KV cache, on a CPU of the weights alone; auto is bfloat16, but float32 on "
+        "a CPU without instructions for it.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "quantization",
+        "none",
+        ("none", "int8"),
+        "int8 keeps the model's matrices in one byte a weight.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "template_option",
+        [],
+        "NAME=JSON: a variable of the model's chat template, such as enable_thinking=false; may be "
+        "given several times.",
+        flag_values=values,
+    )
+
+
+def load_model(values: flags.FlagValues) -> "LanguageModel":
+    """Loads the model that the flags name."""
+    from cartridges_jax.loading import load_model
+    from cartridges_jax.sharding import make_mesh
+
+    return load_model(
+        values.model,
+        dtype=None if values.dtype == "auto" else values.dtype,
+        mesh=make_mesh(values.mesh_data, values.mesh_model),
+        quantization=values.quantization,
+        template_options=dict(map(_template_option, values.template_option)),
+    )
+
+
+def model_flags(values: flags.FlagValues) -> str:
+    """The flags that load the same model in the same way, for a command to run next."""
+    given = []
+    for name in ("model", "mesh_data", "mesh_model", "dtype", "quantization"):
+        if values[name].value != values[name].default:
+            given.append(f"--{name}={values[name].value}")
+    given += [f"--template_option={option}" for option in values.template_option]
+    return shlex.join(given)
+
+
+def next_command(name: str, *arguments: str) -> str:
+    """A command line to run next."""
+    return " ".join(["cartridges", name, *filter(None, arguments)])
+
+
+def config_with_preset(config_class: type, values: flags.FlagValues) -> Any:
+    """A stage's configuration: flags that were given, then the preset's values."""
+    from cartridges_jax import presets
+
+    name = values.preset if values.preset is not None else DEFAULT_PRESET
+    return from_flags(config_class, values, presets.values_for(config_class, name))
+
+
+def _template_option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    try:
+        if not name.isidentifier() or not equals:
+            raise ValueError
+        return name, json.loads(value)
+    except ValueError:
+        raise InputError(
+            f"--template_option must be NAME=JSON, such as enable_thinking=false, got {text!r}"
+        ) from None

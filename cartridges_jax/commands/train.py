@@ -1,0 +1,46 @@
+"""`cartridges train`."""
+
+import os
+import shlex
+from typing import Any
+
+from absl import flags
+
+from cartridges_jax.commands import common
+from cartridges_jax.config import define_flags
+
+HELP = "distil conversations into a cartridge"
+
+
+def config_class() -> Any:
+    from cartridges_jax.distillation.train import TrainConfig
+
+    return TrainConfig
+
+
+def define(values: flags.FlagValues) -> None:
+    common.define_model(values)
+    common.define_string(
+        values, "corpus", None, "The text that was studied: for the first values of the slots."
+    )
+    common.define_string(
+        values, "data", None, "Folder of conversations; their targets are scored if missing."
+    )
+    common.define_string(values, "out", None, "Folder of checkpoints, metrics and NAME.cartridge.")
+    define_flags(config_class(), values)
+
+
+def run(values: flags.FlagValues) -> None:
+    from cartridges_jax.corpus import load_documents
+    from cartridges_jax.distillation.train import cartridge_path, train
+
+    documents = load_documents(values.corpus)
+    config = common.config_with_preset(config_class(), values)
+    cartridge = train(common.load_model(values), documents, values.data, values.out, config)
+    data = cartridge.provenance["data"]
+    path = f"--cartridge={shlex.quote(os.fspath(cartridge_path(values.out)))}"
+    print(
+        f"trained {cartridge.num_slots} slots on {data['conversations']} conversations "
+        f"({data['dropped']} fit no row and were left out)\n"
+        f"use it: {common.next_command('chat', common.model_flags(values), path)}"
+    )

@@ -28,8 +28,8 @@ def load_model(
     """Loads a model.
 
     Args:
-      path: a Hugging Face folder (config.json, *.safetensors, tokenizer), a .gguf file, or a Hub
-        name, which is downloaded once: `org/name[@revision]` or `org/name[@revision]:FILE.gguf`.
+      path: "smollm2", a Hugging Face folder (config.json, *.safetensors, tokenizer), a .gguf file,
+        or a Hub name, downloaded once: `org/name[@revision]` or `org/name[@revision]:FILE.gguf`.
       dtype: of the matrices, and off CPU of activations and KV too (which a CPU keeps in float32);
         None for bfloat16, but float32 on a CPU without instructions for its products.
       mesh: where it lives; None for the first device.

@@ -12,8 +12,7 @@ from cartridges_jax.errors import InputError
 ConfigT = TypeVar("ConfigT")
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # 135 M to 1 B parameters on a CPU: whole texts up to the window, examples for bot A, many
-    # small steps.
+    # 135 M to 1 B parameters on a CPU: chunks of a few pages, examples for bot A, small steps.
     "laptop": {
         "num_conversations": 512,
         "conversations_per_chunk": 64,

@@ -1,6 +1,6 @@
 """Where arrays live: one mesh with the axes ("data", "model") and the specs named by array axes.
 
-Weights carry their own spec, made from the letters of their axes in `models.transformer`; the other
+Weights carry their own spec, made from the letters of their axes in `models.linear`; the other
 modules build theirs from the axis names, `head_axis` and `query_axis` here. On a laptop both axes
 have size 1. The mesh is explicit (`AxisType.Explicit`): shardings are part of an array's type, and
 a contraction over a sharded axis has to say where its result lives.
@@ -82,6 +82,11 @@ def query_axis(num_heads: int, num_kv_heads: int) -> str | None:
 def on_tpu() -> bool:
     """Whether what is traced now is compiled for a TPU, here or for a mesh that is not there."""
     return pltpu.is_tpu_device()
+
+
+def on_cpu() -> bool:
+    """Whether what is traced now is compiled for a CPU."""
+    return jax.default_backend() == "cpu" and not on_tpu()
 
 
 @functools.cache

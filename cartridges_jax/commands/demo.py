@@ -1,5 +1,7 @@
 """`cartridges demo`."""
 
+import os
+import shlex
 from typing import Any
 
 from absl import flags
@@ -23,6 +25,9 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> None:
-    from cartridges_jax.demo.run import run_demo
+    from cartridges_jax.demo.run import demo_cartridge, run_demo
 
-    run_demo(common.load_model(values), values.out, from_flags(config_class(), values))
+    config = from_flags(config_class(), values)
+    run_demo(common.load_model(values), values.out, config)
+    path = f"--cartridge={shlex.quote(os.fspath(demo_cartridge(values.out, config)))}"
+    print(f"Ask it:    {common.next_command('chat', common.model_flags(values), path)}")

@@ -32,7 +32,8 @@ def run(values: flags.FlagValues) -> None:
     config = common.config_with_preset(config_class(), values)
     shards = synthesize(common.load_model(values), documents, values.out, config)
     paths = shlex.join([f"--corpus={values.corpus}", f"--data={values.out}"])
-    then = common.next_command("train", common.model_flags(values), paths, "--out=FOLDER")
+    preset = f"--preset={values.preset}" if values.preset else ""
+    then = common.next_command("train", common.model_flags(values), paths, preset, "--out=FOLDER")
     print(
         f"{shards.num_records} conversations about {len(documents)} documents in {values.out} "
         f"({shards.total('dropped')} more were no requests, asked again, or did not end)\n"

@@ -43,7 +43,10 @@ NO_ANSWERS = (
 class DemoConfig:
     """Settings of the demo."""
 
-    preset: str = setting("laptop", "Values by model size for self-study and training.")
+    preset: str = setting(
+        "laptop",
+        "Values by model size for self-study and training, but for the sizes that are flags here.",
+    )
     corpus: str = setting("", "Text file or folder; empty for the package's own document.")
     questions: str = setting(
         "", "JSON Lines of {question, answers} about it; empty: held-out conversations instead."
@@ -63,7 +66,7 @@ def run_demo(
     """Runs all stages into `out` and prints the table; run again, it goes on where it was.
 
     Returns:
-      The results of the evaluation.
+      The results of the evaluation; the cartridge lies where `demo_cartridge` says.
 
     Raises:
       InputError: on settings or a corpus that cannot work.
@@ -124,10 +127,13 @@ def run_demo(
     print(_side_by_side(results))
     if not questions:
         print(NO_ANSWERS + "\n")
-    path = cartridge_path(folder / name)
     print(f"Report:    {folder / 'report.html'}")
-    print(f"Ask it:    cartridges chat --model={model.name} --cartridge={path}")
     return results
+
+
+def demo_cartridge(out: str | os.PathLike[str], config: DemoConfig) -> epath.Path:
+    """Where the demo puts its cartridge."""
+    return cartridge_path(files.local_path(out) / f"p{config.num_slots}")
 
 
 def _check_slots(model: LanguageModel, documents: Sequence[Document], config: DemoConfig) -> None:

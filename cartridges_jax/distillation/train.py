@@ -232,6 +232,7 @@ def train(
         "corpus": corpus_identity(documents),
         "validated": validate is not None,
     }
+    del inputs["preset"]  # where its values came from changes nothing
 
     # ---- state
     optimizer = make_optimizer(config)

@@ -95,7 +95,7 @@ def advance_batch(
 ) -> DecodeState:
     """Makes tokens until there are `until`, or every row is done.
 
-    Model and prefix are as `_for_decoding` makes them.
+    The prefix is as `_for_decoding` makes it; an unstacked model takes everything by layers.
     """
     T = jax.tree.leaves(state.cache)[0].shape[-2] - state.token_ids.shape[1]
     start = 0 if prefix is None else prefix.next_position
@@ -120,14 +120,10 @@ def advance_batch(
 
 
 @functools.partial(jax.jit, static_argnames="in_layers")
-def _for_decoding(
-    model: Transformer, prefix: Prefix | None, *, in_layers: bool
-) -> tuple[Transformer, Prefix | None]:
-    """Model and prefix as the loop over tokens reads them: heads first, or layer by layer."""
-    if prefix is not None:
-        kv = prefix.kv.heads_first()
-        prefix = prefix._replace(kv=kv.layers() if in_layers else kv)
-    return model.unstacked() if in_layers else model, prefix
+def _for_decoding(prefix: Prefix, *, in_layers: bool) -> Prefix:
+    """A prefix as the loop over tokens reads it: heads first, or that layer by layer."""
+    kv = prefix.kv.heads_first()
+    return prefix._replace(kv=kv.layers() if in_layers else kv)
 
 
 def _takes_layers_apart(model: Transformer) -> bool:
@@ -219,7 +215,8 @@ class Decoding:
                 room=round_up(max_new_tokens, ANSWER_STEP),
                 in_layers=in_layers,
             )
-            self._model, self._prefix = _for_decoding(model, prefix, in_layers=in_layers)
+            self._model = model.unstacked() if in_layers else model
+            self._prefix = None if prefix is None else _for_decoding(prefix, in_layers=in_layers)
 
     def advance(self, num_tokens: int | None = None) -> None:
         """Makes up to `num_tokens` more tokens in each row; None goes on to the end."""

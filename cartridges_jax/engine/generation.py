@@ -21,8 +21,7 @@ STREAM_TOKENS = 8  # tokens that appear at a time
 class GenerationConfig:
     """How answers are made.
 
-    `seed` is of the sampling: prompt i uses seed + i, whatever the batches are. `stop` are texts
-    that end an answer and are not part of it; `stop_ids` tokens that end one.
+    `stop` are texts that end an answer and are not part of it; `stop_ids` tokens that end one.
     """
 
     max_new_tokens: int

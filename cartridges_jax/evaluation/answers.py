@@ -30,7 +30,9 @@ class AnswerLog:
         self._known: dict[tuple[str, int], str] = {}
         lines = self._read()
         if lines and lines[0] == inputs:
-            self._known = {(row["arm"], row["question"]): row["text"] for row in lines[1:]}
+            for row in lines[1:]:
+                if isinstance(row, dict) and row.keys() == {"arm", "question", "text"}:
+                    self._known[row["arm"], row["question"]] = row["text"]
         kept = [{"arm": a, "question": q, "text": t} for (a, q), t in self._known.items()]
         text = "".join(json.dumps(row) + "\n" for row in [inputs, *kept])
         files.write_bytes(self._path, text.encode())

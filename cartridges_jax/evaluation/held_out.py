@@ -1,7 +1,6 @@
 """Conversations that training did not see, with the teacher's targets."""
 
 import dataclasses
-import hashlib
 import os
 
 from cartridges_jax.config import first_difference
@@ -20,11 +19,6 @@ class HeldOut:
     conversations: list[Conversation]
     records: list[bytes]
     num_seen: int  # left out, because training asked the same
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 over the records."""
-        return hashlib.sha256(b"".join(self.records)).hexdigest()
 
 
 def read_held_out(

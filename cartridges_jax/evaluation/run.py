@@ -7,6 +7,7 @@ tokens a second where they are asked for. Answers are kept as they come: what is
 """
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -151,10 +152,12 @@ def _answers_to(
     model: LanguageModel, cartridge: Cartridge, results: dict[str, Any], asked: Sequence[str]
 ) -> dict[str, Any]:
     """What decides the answers: kept answers to anything else are not these."""
-    slots = [np.asarray(x, np.float32).tobytes().hex() for x in (cartridge.keys, cartridge.values)]
+    slots = hashlib.sha256(str(cartridge.next_position).encode())
+    for x in (cartridge.keys, cartridge.values):
+        slots.update(np.ascontiguousarray(x).view(np.uint8).data)
     return {
         "model": model.identity,
-        "cartridge": digest([slots, cartridge.next_position]),
+        "cartridge": slots.hexdigest(),
         "arms": {name: [arm["tokens"], arm["note"]] for name, arm in results["arms"].items()},
         "corpus": results["corpus"],
         "answer_max_tokens": results["settings"]["answer_max_tokens"],

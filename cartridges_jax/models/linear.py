@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.sharding import ACT_BTD, MODEL, TOKENS_BT, head_axis, query_axis
+from cartridges_jax.sharding import ACT_BTD, MODEL, TOKENS_BT, head_axis, on_cpu, query_axis
 
 INIT_SCALE = 0.02  # standard deviation of fresh weights, as in Llama
 
@@ -93,7 +93,8 @@ def _dot(
     kept = [axis for axis in inputs + axes if axis not in summed]
     assert "".join(kept) == result, equation
     # XLA's CPU compiler makes float32 of all of a bfloat16 matrix for one row, but not for two.
-    alone = weight.dtype == jnp.bfloat16 and x.size == math.prod(x.shape[i] for i in contracting[0])
+    one_row = x.size == math.prod(x.shape[i] for i in contracting[0])
+    alone = one_row and weight.dtype == jnp.bfloat16 and on_cpu()
     if alone:
         x = jnp.concatenate([x, x])
     y = jax.lax.dot_general(
@@ -149,11 +150,14 @@ class Embedding(nnx.Module):
 
     def __call__(self, token_ids: Int[Array, "B T"], dtype: Any) -> Float[Array, "B T D"]:
         weight = self.weight[...]
-        if weight.dtype == jnp.bfloat16:  # XLA's CPU compiler would make float32 of all of it
+        # XLA's CPU compiler would make float32 of all of it.
+        as_integers = weight.dtype == jnp.bfloat16 and on_cpu()
+        if as_integers:
             weight = jax.lax.bitcast_convert_type(weight, jnp.uint16)
         x = weight.at[token_ids].get(out_sharding=ACT_BTD)
         if self.scale is None:
-            return jax.lax.bitcast_convert_type(x, self.weight[...].dtype).astype(dtype)
+            x = jax.lax.bitcast_convert_type(x, jnp.bfloat16) if as_integers else x
+            return x.astype(dtype)
         scale = self.scale[...].at[token_ids].get(out_sharding=TOKENS_BT)
         return (x.astype(jnp.float32) * scale[..., None]).astype(dtype)
 

@@ -23,7 +23,7 @@ from cartridges_jax.attention import SAVED_NAMES, Mask, attention
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.linear import Embedding, Head, Linear
 from cartridges_jax.models.rope import Turn, apply_rope, rope_angles
-from cartridges_jax.sharding import DATA, MODEL, on_tpu
+from cartridges_jax.sharding import DATA, MODEL, on_cpu
 
 
 class KV(NamedTuple):
@@ -249,16 +249,13 @@ class Transformer(nnx.Module):
         return jax.lax.scan(step, carry, (blocks, slots, jnp.arange(self.config.num_layers)))
 
     def unstacked(self) -> "Transformer":
-        """The same model with a list of blocks in place of stacked ones; call it under `jit`.
+        """The same model with a list of blocks in place of stacked ones; do not call it in `jit`.
 
         For decoding on a CPU, where a scan copies each layer's weights out of the stack at every
-        step. It holds the blocks' weights a second time.
+        step. The blocks' weights are held a second time, all others are shared.
         """
-        graphdef, state = nnx.split(self.blocks)
-        layers = range(self.config.num_layers)
-        blocks = [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)) for i in layers]
-        whole = nnx.clone(self)
-        whole.blocks = nnx.List(blocks)
+        whole = nnx.merge(*nnx.split(self))
+        whole.blocks = nnx.List(_layers_apart(self.blocks))
         return whole
 
     @property
@@ -271,11 +268,17 @@ class Transformer(nnx.Module):
         return self.head.logits(hidden, P(DATA, None, MODEL))
 
 
+@jax.jit
+def _layers_apart(blocks: Block) -> list[Block]:
+    graphdef, state = nnx.split(blocks)
+    count = blocks.attn_norm[...].shape[0]
+    return [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(count)]
+
+
 # XLA's CPU compiler makes float32 of a whole bfloat16 array that a loop slices; not of integers.
 def _for_slices(x: jax.Array) -> jax.Array:
-    if x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu" or on_tpu():
-        return x
-    return jax.lax.bitcast_convert_type(x, jnp.uint16)
+    as_integers = x.dtype == jnp.bfloat16 and on_cpu()
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if as_integers else x
 
 
 def _from_slices(x: jax.Array) -> jax.Array:

@@ -23,7 +23,8 @@ from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
 from cartridges_jax.distillation.loss import Targets, distillation_loss
 from cartridges_jax.distillation.targets import TOP_J
 from cartridges_jax.distillation.train import TrainConfig, make_optimizer, make_train_step
-from cartridges_jax.engine.decoding import DecodeState, Sampling, advance_batch
+from cartridges_jax.engine.decoding import DecodeState, advance_batch
+from cartridges_jax.engine.sampling import Sampling
 from cartridges_jax.models import int8
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.transformer import KV, Prefix, Transformer, abstract_transformer
@@ -178,7 +179,7 @@ def compile_decode(
     dtype: Any = jnp.bfloat16,
     quantization: Quantization = "none",
 ) -> Compiled:
-    """Compiles the decode loop of `models.generate`: `rows` rows behind one shared cartridge.
+    """Compiles the decode loop of `engine.decoding`: `rows` rows behind one shared cartridge.
 
     The cache has room for `cache_length` tokens of each row, half of them still to be made.
     """
@@ -187,7 +188,7 @@ def compile_decode(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         heads = head_axis(K)
         own = _shape(mesh, (L, rows, K, cache_length, H), dtype, None, DATA, heads)
-        slots = _shape(mesh, (L, num_slots, K, H), dtype, None, None, heads)
+        slots = _shape(mesh, (L, K, num_slots, H), dtype, None, heads)
         scalar = _shape(mesh, (), jnp.int32)
         row = _shape(mesh, (rows,), jnp.int32, DATA)
         state = DecodeState(

@@ -72,6 +72,7 @@ def study_inputs(config: Any, client: Client, documents: Sequence[Document]) -> 
         "corpus": corpus_identity(documents),
     }
     del inputs["num_conversations"]
+    inputs.pop("preset", None)  # where its values came from changes nothing
     return inputs
 
 

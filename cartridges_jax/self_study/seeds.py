@@ -3,10 +3,10 @@
 Five families as in the paper (arXiv 2506.06266, section 4.1): question, structuring,
 summarization, use case and creative. Bot A reads the chunk as its context and a seed as the user's
 message; what it replies becomes the first message of the conversation. Every family asks for a
-question, also where a task is meant, so that one filter knows a request in any language
-(`selection.py`). A small model repeats what it is shown rather than ask, unless it has seen how
-others asked: examples are turns before the seed, about texts that have nothing to do with the
-corpus.
+question, also where a task is meant, so that one filter knows a request in every language that
+marks its questions (`selection.py`; Thai, say, does not). A small model repeats what it is shown
+rather than ask, unless it has seen how others asked: examples are turns before the seed, about
+texts that have nothing to do with the corpus.
 """
 
 import random

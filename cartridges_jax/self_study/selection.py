@@ -1,7 +1,8 @@
 """Which of bot A's messages are kept: requests, not copies, nothing of what bot A was told.
 
-The rules know no language: they look at a message's last sign, at the characters that it shares
-with the chunk, and at words that it can only have from its prompt.
+The rules know no language, but ask of it that it marks its questions: they look at a message's last
+sign, at the characters that it shares with the chunk, and at words that it can only have from its
+prompt.
 """
 
 import dataclasses

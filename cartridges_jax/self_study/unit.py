@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cartridges_jax.corpus import Chunk, Document, draw_chunk
+from cartridges_jax.corpus.chunkers import BYTES_OF_CHARACTER
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.chat_template import Message
@@ -83,7 +84,8 @@ def _longest_seed(model: LanguageModel, family: str, config: SynthesisConfig) ->
         for seed in seeds.SEEDS[family]
     ]
     longest = max(len(model.render_prompt(turns, has_context=True)) for turns in asked)
-    return longest + (seeds.LONGEST_PASSAGE + seeds.LONGEST_HEAD if config.passages else 0)
+    shown = seeds.LONGEST_PASSAGE + seeds.LONGEST_HEAD + 3 if config.passages else 0
+    return longest + shown * BYTES_OF_CHARACTER
 
 
 def study_unit(

@@ -284,6 +284,7 @@ def test_mutated_headers_are_refused_in_a_sentence(small, tmp_path, count):
         ("qwen2.attention.sliding_window", 4096, "sliding_window is 4096"),
         ("qwen2.rope.scaling.type", "longrope", "rope type 'longrope' is not supported"),
         ("qwen2.embedding_length", 0, "hidden_size must be a whole number above 0"),
+        ("qwen2.attention.head_count", 2**31, "q_proj.weight is .256, 256., the config says"),
         ("split.count", 3, "one of several parts"),
     ],
 )
@@ -299,6 +300,19 @@ def test_what_is_not_supported_is_named(small, tmp_path, field, value, words):
             config = source.config()
             source.tokenizer()
             read_weights(source.tensors(), source.where, config, local_mesh(), jnp.float32)
+
+
+def test_tensors_that_overlap(small, tmp_path):
+    """A small file could name one block of bytes a thousand times over."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(small)
+    start = header_size(path)
+    name = b"blk.1.ffn_up.weight"
+    end = small.index(name) + len(name) + 4 + 2 * 8 + 4  # its offset, behind rank, shape and type
+    assert int.from_bytes(small[end : end + 8], "little") < len(small) - start
+    path.write_bytes(small[:end] + bytes(8) + small[end + 8 :])
+    with pytest.raises(InputError, match="overlap"):
+        read_header(path)
 
 
 def test_no_gguf_at_all(tmp_path):

@@ -1,6 +1,6 @@
 """What a source of models gives: the one interface behind which files of all kinds stand.
 
-Nothing but a source opens a model's files. `sources.open_source` finds the source of a name.
+Nothing but a source opens a model's files. `locate.open_source` finds the source of a name.
 """
 
 import abc

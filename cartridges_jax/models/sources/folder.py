@@ -111,7 +111,8 @@ def export_folder(
     """Writes a folder that `load_model` and transformers load; weights in float32.
 
     Raises:
-      InputError: if the weights are int8, which would not come back as they were.
+      InputError: if the weights are int8, which would not come back as they were, or the rope is
+        that of a GGUF file.
     """
     if model.is_quantized:
         raise InputError("a model loaded as int8 cannot be exported; load it unquantized")

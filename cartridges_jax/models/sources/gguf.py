@@ -6,6 +6,7 @@ until a part is read; then a few rows at a time become numbers, by the `gguf` pa
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -87,16 +88,25 @@ class GgufSource(ModelSource):
             )
 
     def config(self) -> ModelConfig:
-        config = parse_config(self._hf_fields(), self.where)
-        self._refuse_options(config)
+        try:
+            config = parse_config(self._hf_fields(), self.where)
+            self._refuse_options(config)
+        except InputError:
+            raise
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise InputError(f"{self.where} has a field of the wrong type: {error}") from error
         stored = self._header.tensors.get(_ROPE_DIVISORS)
         if stored is None:
             return config
-        divisors = GgufTensor(self._data, stored).read((slice(None),), np.float32)
-        if divisors.shape != (config.head_dim // 2,) or not (divisors > 0).all():
+        is_vector = stored.shape == (config.head_dim // 2,)
+        if not is_vector or stored.type != gguf.GGMLQuantizationType.F32:
             raise InputError(
-                f"{self.where}: {_ROPE_DIVISORS} must be {config.head_dim // 2} numbers above 0"
+                f"{self.where}: {_ROPE_DIVISORS} is {list(stored.shape)} of {stored.type.name}, "
+                f"must be [{config.head_dim // 2}] of F32"
             )
+        divisors = GgufTensor(self._data, stored).read((slice(None),), np.float32)
+        if not (divisors > 0).all():
+            raise InputError(f"{self.where}: {_ROPE_DIVISORS} must be numbers above 0")
         scaling = FrequencyDivisors(tuple(map(float, divisors)))
         return dataclasses.replace(config, rope=dataclasses.replace(config.rope, scaling=scaling))
 
@@ -121,7 +131,8 @@ class GgufSource(ModelSource):
             if stored is not None:
                 found[name] = GgufTensor(self._data, stored, self._order(name, stored, config))
         # What is left belongs to another model; the weights' reader reports it.
-        return found | {name: GgufTensor(self._data, stored) for name, stored in held.items()}
+        left = {f"{name} of the file": GgufTensor(self._data, held[name]) for name in held}
+        return found | left
 
     def weight_files(self) -> list[str]:
         return [self.where]
@@ -136,19 +147,22 @@ class GgufSource(ModelSource):
         fields, tensors = self._header.fields, self._header.tensors
         tokens = fields.get("tokenizer.ggml.tokens")
         ends = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+        factor = self._number("rope.scaling.factor", self._number("rope.scale_linear"))
+        kind = self._number("rope.scaling.type", "none" if factor is None else "linear")
         rope: dict[str, Any] = {
             "rope_theta": self._number("rope.freq_base", 10_000.0),
-            "rope_type": self._number("rope.scaling.type", "none"),
+            "rope_type": "default" if kind == "none" else kind,
+            "factor": factor,
+            "original_max_position_embeddings": self._number(
+                "rope.scaling.original_context_length"
+            ),
+            "beta_fast": self._number("rope.scaling.yarn_beta_fast"),
+            "beta_slow": self._number("rope.scaling.yarn_beta_slow"),
         }
-        if rope["rope_type"] == "none":
-            rope["rope_type"] = "default"
-        for name, key in (
-            ("factor", "rope.scaling.factor"),
-            ("original_max_position_embeddings", "rope.scaling.original_context_length"),
-            ("attention_factor", "rope.scaling.attn_factor"),
-        ):
-            if self._number(key) is not None:
-                rope[name] = self._number(key)
+        more = self._number("rope.scaling.attn_factor")
+        if more is not None and kind == "yarn" and factor is not None:
+            # A factor beside YaRN's own magnitude, in place of which a config.json has one.
+            rope["attention_factor"] = more * (0.1 * math.log(factor) + 1.0)
         heads = self._number("attention.head_count")
         return {
             "architectures": [ARCHITECTURES[self._architecture]],
@@ -172,13 +186,23 @@ class GgufSource(ModelSource):
     def _refuse_options(self, config: ModelConfig) -> None:
         """Raises InputError where the file asks for what the port does not compute."""
         for name, computed in (
-            ("attention.sliding_window", None),
-            ("expert_count", None),
+            ("attention.sliding_window", 0),
             ("attention.value_length", config.head_dim),
+            ("attention.scale", config.head_dim**-0.5),
+            ("attention.clamp_kqv", 0),
+            ("attention.causal", True),
+            ("attn_logit_softcapping", 0),
+            ("final_logit_softcapping", 0),
+            ("embedding_scale", 1),
+            ("residual_scale", 1),
+            ("logit_scale", 1),
+            ("expert_count", 0),
             ("rope.dimension_count", config.head_dim),
+            ("rope.scaling.yarn_ext_factor", 1),
+            ("rope.scaling.yarn_log_multiplier", 0),
         ):
             value = self._number(name)
-            if value not in (None, 0, computed):
+            if value is not None and value != computed:
                 raise InputError(
                     f"{self.where}: {self._architecture}.{name} is {value}, which is not supported"
                 )
@@ -188,9 +212,9 @@ class GgufSource(ModelSource):
         heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
         if self._architecture != "llama" or heads is None:
             return None
-        rows = np.arange(heads * config.head_dim)
-        if len(rows) != stored.shape[0]:
+        if heads * config.head_dim != stored.shape[0]:
             return None  # a shape that is reported
+        rows = np.arange(stored.shape[0])
         return rows.reshape(heads, config.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
 
     def _number(self, name: str, default: Any = None) -> Any:

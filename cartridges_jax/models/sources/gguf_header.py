@@ -7,6 +7,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 import dataclasses
+import itertools
 import math
 import os
 import struct
@@ -102,6 +103,10 @@ class _Cursor:
             if name in tensors:
                 raise _DamagedError(f"it has two tensors named {name!r}")
             tensors[name] = self._placed(name, shape, kind, start + offset)
+        in_file = sorted(tensors.values(), key=lambda stored: stored.offset)
+        for one, after in itertools.pairwise(in_file):
+            if one.offset + one.num_bytes > after.offset:
+                raise _DamagedError(f"its tensors {one.name} and {after.name} overlap")
         return Header(fields, tensors)
 
     def _placed(

@@ -57,15 +57,14 @@ def make_tokenizer(fields: dict[str, Any], where: str) -> Tokenizer:
       InputError: if the kind or the pattern is unknown, or the lists do not fit each other.
     """
     kind = fields.get("tokenizer.ggml.model")
-    tokens = _list(fields, "tokens", str, where)
-    types = _list(fields, "token_type", int, where)
-    if len(types) != len(tokens):
-        raise InputError(f"{where} has {len(tokens)} tokens and {len(types)} types of tokens")
     try:
+        tokens, types = _list(fields, "tokens", str), _list(fields, "token_type", int)
+        if len(types) != len(tokens):
+            raise InputError(f"it has {len(tokens)} tokens and {len(types)} types of tokens")
         if kind == "gpt2":
-            return _byte_bpe(fields, tokens, types, where)
+            return _byte_bpe(fields, tokens, types)
         if kind == "llama":
-            return _sentencepiece(fields, tokens, types, where)
+            return _sentencepiece(fields, tokens, types)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     except Exception as error:  # the libraries raise no narrower class
@@ -73,10 +72,10 @@ def make_tokenizer(fields: dict[str, Any], where: str) -> Tokenizer:
     raise InputError(f"{where}: the tokenizer model {kind!r} is not supported; gpt2 and llama are")
 
 
-def _list(fields: dict[str, Any], name: str, kind: type, where: str) -> list[Any]:
+def _list(fields: dict[str, Any], name: str, kind: type) -> list[Any]:
     values = fields.get(f"tokenizer.ggml.{name}")
     if not isinstance(values, list) or not all(type(v) is kind for v in values):
-        raise InputError(f"{where} has no list tokenizer.ggml.{name} of {kind.__name__}")
+        raise InputError(f"there is no list tokenizer.ggml.{name} of {kind.__name__}")
     return values
 
 
@@ -86,9 +85,7 @@ def _named(fields: dict[str, Any], name: str, tokens: list[str]) -> str | None:
     return tokens[at] if type(at) is int and 0 <= at < len(tokens) else None
 
 
-def _byte_bpe(
-    fields: dict[str, Any], tokens: list[str], types: list[int], where: str
-) -> JsonTokenizer:
+def _byte_bpe(fields: dict[str, Any], tokens: list[str], types: list[int]) -> JsonTokenizer:
     split = fields.get("tokenizer.ggml.pre", "gpt-2")
     if split not in _SPLITS:
         raise InputError(f"the pre-tokenizer {split!r} is not supported; {', '.join(_SPLITS)} are")
@@ -107,7 +104,7 @@ def _byte_bpe(
         for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in (TokenType.CONTROL, TokenType.USER_DEFINED) or token in (bos, eos)
     ]
-    merges = [merge.split(" ", 1) for merge in _list(fields, "merges", str, where)]
+    merges = [merge.split(" ", 1) for merge in _list(fields, "merges", str)]
     unused = (TokenType.UNUSED, TokenType.UNKNOWN)
     vocabulary = {
         token: i
@@ -133,7 +130,7 @@ def _byte_bpe(
 
 
 def _sentencepiece(
-    fields: dict[str, Any], tokens: list[str], types: list[int], where: str
+    fields: dict[str, Any], tokens: list[str], types: list[int]
 ) -> SentencePieceTokenizer:
     """GGUF's token types are SentencePiece's own."""
     scores = fields.get("tokenizer.ggml.scores")

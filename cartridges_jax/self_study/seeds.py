@@ -90,9 +90,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 }
 
 _SENTENCE = re.compile(rf"\S.*?(?:{SENTENCE_END}|$)", re.MULTILINE)
-SHORTEST_PASSAGE, LONGEST_PASSAGE = 12, 200  # characters; shorter: numbers of a list and the like
-# Characters of the sentence that begins a passage's paragraph, and from the passage back to it.
-LONGEST_HEAD, FARTHEST_HEAD = 100, 2000
+SHORTEST_PASSAGE = 12  # characters; shorter: numbers of a list and the like
+# UTF-8 bytes of a passage and of the sentence that begins its paragraph. A byte may be a token.
+LONGEST_PASSAGE, LONGEST_HEAD = 200, 100
+FARTHEST_HEAD = 2000  # characters from the passage back to that sentence
 
 
 def family_of_unit(index: int, question_share: float) -> str:
@@ -154,7 +155,7 @@ def shown_passage(text: str, start: int, end: int) -> str:
     What a line of a function, a row of a table or an item of a list is about stands there, if the
     paragraph begins near. Both are cut if they are long.
     """
-    passage = text[start : min(end, start + LONGEST_PASSAGE)]
+    passage = _cut(text[start:end], LONGEST_PASSAGE)
     if re.search(rf"{SENTENCE_END}$", passage):
         return passage
     blank = text.rfind("\n\n", max(0, start - FARTHEST_HEAD), start)
@@ -164,4 +165,9 @@ def shown_passage(text: str, start: int, end: int) -> str:
     head = next((m for m in found if len(m[0]) >= SHORTEST_PASSAGE or m.start() >= start), None)
     if head is None or head.start() >= start:
         return passage
-    return f"{head[0][:LONGEST_HEAD]}\n{passage}"
+    return f"{_cut(head[0], LONGEST_HEAD)}\n{passage}"
+
+
+def _cut(text: str, num_bytes: int) -> str:
+    """As much of a text's beginning as fits, in whole characters."""
+    return text[:num_bytes].encode()[:num_bytes].decode(errors="ignore")

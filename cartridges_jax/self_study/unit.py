@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from cartridges_jax.corpus import Chunk, Document, draw_chunk
-from cartridges_jax.corpus.chunkers import BYTES_OF_CHARACTER
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.chat_template import Message
@@ -84,8 +83,9 @@ def _longest_seed(model: LanguageModel, family: str, config: SynthesisConfig) ->
         for seed in seeds.SEEDS[family]
     ]
     longest = max(len(model.render_prompt(turns, has_context=True)) for turns in asked)
-    shown = seeds.LONGEST_PASSAGE + seeds.LONGEST_HEAD + 3 if config.passages else 0
-    return longest + shown * BYTES_OF_CHARACTER
+    between = 3  # line breaks
+    shown = seeds.LONGEST_PASSAGE + seeds.LONGEST_HEAD + between if config.passages else 0
+    return longest + shown
 
 
 def study_unit(

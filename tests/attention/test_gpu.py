@@ -23,12 +23,10 @@ CASES = [
 ]
 
 
-def problem(dtype, group, head_dim, slots, prefix_of_row):
+def problem(dtype, group, head_dim, slots):
     """Three packed rows, one of a single segment and one of padding, and weights of the values."""
-    rng = np.random.default_rng([group, head_dim, slots, prefix_of_row])
-    case = make_case(
-        rng, B=3, T=150, N=2 * group, K=2, H=head_dim, slots=slots, prefix_of_row=prefix_of_row
-    )
+    rng = np.random.default_rng([group, head_dim, slots])
+    case = make_case(rng, B=3, T=150, N=2 * group, K=2, H=head_dim, slots=slots)
     case["segment_start"][1] = 0
     case["segment_start"][2] = np.arange(150)
     case = {n: x if n == "segment_start" else rounded(x, dtype) for n, x in case.items()}
@@ -39,12 +37,10 @@ class TestOnGpu:
     pytestmark = on_gpu
 
     @pytest.mark.parametrize(("implementation", "dtype", *SHAPES), CASES)
-    def test_equals_the_reference(
-        self, implementation, dtype, group, head_dim, slots, prefix_of_row
-    ):
-        case, weights = problem(dtype, group, head_dim, slots, prefix_of_row)
+    def test_equals_the_reference(self, implementation, dtype, group, head_dim, slots):
+        case, weights = problem(dtype, group, head_dim, slots)
         options = {"weights": weights, "return_lse": False}
-        length = jnp.asarray([max(slots - 7, 0), 0, slots]) if prefix_of_row else max(slots - 7, 0)
+        length = max(slots - 7, 0)
         mesh = make_mesh(1, 1)
         with jax.default_matmul_precision("highest"):
             want, (out,) = run(
@@ -62,7 +58,7 @@ class TestOnGpu:
             np.testing.assert_allclose(found[name], gradient, atol=bound, err_msg=name)
 
     def test_is_chosen_for_half_precision(self):
-        case, _ = problem("bfloat16", 4, 64, 100, False)
+        case, _ = problem("bfloat16", 4, 64, 100)
         call = compiled(make_mesh(1, 1), case, dtype=jnp.bfloat16, return_lse=False)
         named = compiled(
             make_mesh(1, 1), case, dtype=jnp.bfloat16, return_lse=False, implementation="cudnn"
@@ -74,7 +70,7 @@ class TestOnGpu:
 def test_a_machine_without_a_gpu_says_so():
     q = jnp.zeros((1, 40, 2, 64), jnp.bfloat16)
     assert why_not_cudnn(q, False) == "needs a GPU; jax runs on cpu"
-    case, _ = problem("bfloat16", 1, 64, 0, False)
+    case, _ = problem("bfloat16", 1, 64, 0)
     with pytest.raises(ValueError, match="implementation='cudnn' needs a GPU; jax runs on cpu"):
         run(make_mesh(1, 1), case, dtype=jnp.bfloat16, implementation="cudnn")
 

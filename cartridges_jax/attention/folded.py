@@ -131,7 +131,10 @@ def _own_part(
 
     if rows == B:
         return some_rows((q, k, v, segment_start))
-    one_row = lambda args: jax.tree.map(lambda x: x[0], some_rows(tuple(x[None] for x in args)))  # noqa: E731
+
+    def one_row(args: tuple[jax.Array, ...]) -> _Part:
+        return jax.tree.map(lambda x: x[0], some_rows(tuple(x[None] for x in args)))
+
     return jax.lax.map(one_row, (q, k, v, segment_start), batch_size=rows)
 
 

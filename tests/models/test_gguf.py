@@ -199,7 +199,8 @@ def test_the_default_model_is_as_transformers_loads_it(num_tokens):
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    text = (ROOT / "README.md").read_text()
+    demo = ROOT / "cartridges_jax/demo"
+    text = (demo / "document.md").read_text() + (demo / "questions.jsonl").read_text()[:3000]
     text += "Ünïcode, 价格 12,345.67 €\t\n\n  'tis — don't!\r\n🙂" * 3
     ids = model.tokenizer.encode(text)
     assert ids == tokenizer(text, add_special_tokens=False).input_ids
@@ -216,6 +217,13 @@ def test_the_default_model_is_as_transformers_loads_it(num_tokens):
     assert np.abs(got - want).max() <= 2e-4 * np.abs(want).max()
     assert (got.argmax(-1) == want.argmax(-1)).all()
     assert model.identity["file"] == path.name
+
+
+def test_digits_are_split_off_before_spaces():
+    """As the published tokenizer.json does and llama.cpp; transformers' loader ignores the "pre"."""
+    tokenizer = load_model("smollm2").tokenizer
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode("context        21  9")]
+    assert pieces == ["context", " " * 8, "2", "1", "  ", "9"]
 
 
 # ---- damaged headers

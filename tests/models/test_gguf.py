@@ -220,7 +220,7 @@ def test_the_default_model_is_as_transformers_loads_it(num_tokens):
 
 
 def test_digits_are_split_off_before_spaces():
-    """As the published tokenizer.json does and llama.cpp; transformers' loader ignores the "pre"."""
+    """As the published tokenizer.json does, and llama.cpp; transformers' loader ignores "pre"."""
     tokenizer = load_model("smollm2").tokenizer
     pieces = [tokenizer.decode([i]) for i in tokenizer.encode("context        21  9")]
     assert pieces == ["context", " " * 8, "2", "1", "  ", "9"]

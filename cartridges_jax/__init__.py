@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from cartridges_jax.cartridge import Cartridge as Cartridge
     from cartridges_jax.corpus import Document as Document
     from cartridges_jax.corpus import load_documents as load_documents
+    from cartridges_jax.distillation.config import TrainConfig as TrainConfig
     from cartridges_jax.distillation.targets import score_targets as score_targets
-    from cartridges_jax.distillation.train import TrainConfig as TrainConfig
     from cartridges_jax.distillation.train import train as train
     from cartridges_jax.errors import InputError as InputError
     from cartridges_jax.evaluation.run import EvaluateConfig as EvaluateConfig
@@ -32,7 +32,7 @@ _HOME = {
     "InputError": "errors",
     "LanguageModel": "language_model",
     "SynthesisConfig": "self_study.config",
-    "TrainConfig": "distillation.train",
+    "TrainConfig": "distillation.config",
     "evaluate": "evaluation.run",
     "load_documents": "corpus",
     "load_model": "loading",

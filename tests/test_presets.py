@@ -8,7 +8,7 @@ from absl import flags
 from cartridges_jax import presets
 from cartridges_jax.commands.common import config_with_preset
 from cartridges_jax.config import define_flags
-from cartridges_jax.distillation.train import TrainConfig
+from cartridges_jax.distillation.config import TrainConfig
 from cartridges_jax.errors import InputError
 from cartridges_jax.self_study.config import SynthesisConfig
 

@@ -13,7 +13,7 @@ HELP = "distil conversations into a cartridge"
 
 
 def config_class() -> Any:
-    from cartridges_jax.distillation.train import TrainConfig
+    from cartridges_jax.distillation.config import TrainConfig
 
     return TrainConfig
 

@@ -16,8 +16,9 @@ from etils import epath
 from cartridges_jax import files, presets
 from cartridges_jax.config import check_ranges, setting
 from cartridges_jax.corpus import Document, corpus_text, load_documents
+from cartridges_jax.distillation.config import MAX_SEED, TrainConfig
 from cartridges_jax.distillation.targets import score_targets
-from cartridges_jax.distillation.train import MAX_SEED, TrainConfig, cartridge_path, train
+from cartridges_jax.distillation.train import cartridge_path, train
 from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation import report
 from cartridges_jax.evaluation.arms import CARTRIDGE, FULL_CONTEXT

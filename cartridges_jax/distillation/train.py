@@ -1,172 +1,41 @@
 """The distillation loop: trains the slots of a cartridge against the teacher's targets.
 
-Takes `targets-*`, hands on checkpoints and a `.cartridge`. The base is an argument that is never
-differentiated; gradients, Adam moments and checkpoints have the size of the prefix. Slots and
-moments are float32, whatever the base's dtype. A run that was stopped goes on from its last
-checkpoint and ends with the same bits.
+Takes `targets-*`, hands on checkpoints and a `.cartridge`; `step.py` is what it repeats. A run that
+was stopped goes on from its last checkpoint and ends with the same bits.
 
 Time of a step grows with rows * T * (weights + L * N * H * (p + T)); see the modules of the
 attention and the loss for memory.
 """
 
-import dataclasses
 import datetime
-import functools
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from cartridges_jax import files, initializers
 from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
-from cartridges_jax.config import check_ranges, first_difference, setting, to_dict
+from cartridges_jax.config import check_ranges, first_difference, to_dict
 from cartridges_jax.corpus import Document, corpus_identity
 from cartridges_jax.distillation import targets as targets_file
 from cartridges_jax.distillation.checkpoint import TrainingCheckpoints
-from cartridges_jax.distillation.dataset import RowShape, packed_data
-from cartridges_jax.distillation.loss import LossSums, Targets, TopJ, distillation_loss
+from cartridges_jax.distillation.config import TrainConfig
+from cartridges_jax.distillation.dataset import packed_data
+from cartridges_jax.distillation.step import make_optimizer, make_train_step
 from cartridges_jax.distillation.targets import LossOn
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import MetricsLog, progress
-from cartridges_jax.models.transformer import Prefix, Transformer
 from cartridges_jax.self_study import conversation
 from cartridges_jax.sharding import DATA, place
 from cartridges_jax.shards import ShardSet
-
-Initializer = Literal["first_tokens", "sampled_spans", "text", "random"]
-ADAM_B1, ADAM_B2 = 0.9, 0.95
-MAX_SEED = 2**32 - 1  # Grain's
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Settings of training. The paper trains with rows of 1,024 tokens, batch 64, learning rate
-    2e-2 (arXiv 2506.06266); `presets` carry what suits a model's size.
-    """
-
-    preset: str = setting(
-        "", "The set of values by model size that these settings began from: laptop or paper."
-    )
-    num_slots: int = setting(64, "Slots of the cartridge, the frozen ones included.", above=0)
-    num_frozen: int = setting(
-        1, "Leading slots that stay as initialised (the attention sink).", at_least=0
-    )
-    initializer: Initializer = setting("first_tokens", "What the slots hold at the start.")
-    init_text: str = setting("", "The text for --initializer=text.")
-    num_steps: int = setting(400, "Optimizer steps.", above=0)
-    rows_per_step: int = setting(
-        1, "Packed rows of a step; a multiple of the devices that share rows.", above=0
-    )
-    row_length: int = setting(512, "Tokens of a packed row; 2048 for large models.", above=0)
-    targets_per_row: int = setting(
-        0,
-        "Places for targets in a row; 0 means half of row_length, or all with --loss_on=all.",
-        at_least=0,
-    )
-    loss: TopJ = setting(
-        "top_j",
-        "What of the teacher's top 20 counts: top_j as they are, renormalised to 1, or tail with "
-        "the rest of the vocabulary as one more outcome.",
-    )
-    labels: Literal["teacher", "tokens"] = setting(
-        "teacher",
-        "Learn the teacher's distribution, or only the tokens of the conversation (next-token "
-        "baseline).",
-    )
-    loss_on: LossOn = setting(
-        "answers", "Positions with targets: the answers' tokens, or all tokens of a conversation."
-    )
-    learning_rate: float = setting(2e-2, "Peak learning rate of Adam.", above=0)
-    final_rate_share: float = setting(
-        0.1, "Learning rate after the last step, as a share of the peak (linear).", at_least=0
-    )
-    warmup_steps: int = setting(
-        10, "Steps over which the learning rate rises from near 0.", at_least=0
-    )
-    max_grad_norm: float = setting(1.0, "Gradients are clipped to this global norm.", above=0)
-    checkpoint_every: int = setting(
-        50, "Steps between checkpoints, and between validations.", above=0
-    )
-    seed: int = setting(
-        0, "Seed of the order of the data and of random initialisers.", at_least=0, at_most=MAX_SEED
-    )
-
-    def row_shape(self) -> RowShape:
-        usual = self.row_length if self.loss_on == "all" else self.row_length // 2
-        return RowShape(self.row_length, self.targets_per_row or usual)
-
-
-def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """Linear warm-up that is over zero at step 0, then linear decay up to `num_steps`."""
-    decay = max(1, config.num_steps - config.warmup_steps)
-
-    def rate(step):
-        rise = jnp.minimum(1.0, (step + 1) / max(1, config.warmup_steps))
-        fall = jnp.clip((step - config.warmup_steps) / decay, 0.0, 1.0)
-        return config.learning_rate * rise * (1 - (1 - config.final_rate_share) * fall)
-
-    return rate
-
-
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipping and Adam, moments in float32."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adam(learning_rate(config), b1=ADAM_B1, b2=ADAM_B2, mu_dtype=jnp.float32),
-    )
-
-
-def prefix_loss(
-    prefix: Prefix, base: Transformer, batch: dict[str, jax.Array], kind: TopJ = "top_j"
-) -> LossSums:
-    """The loss sums of packed rows (see `dataset.packed_row`) read after a prefix.
-
-    Args:
-      prefix: in the base's dtype, or in float32 where its gradient is wanted.
-      base: the frozen model.
-      batch: arrays [B, T], [B, M] and [B, M, J].
-      kind: see `distillation_loss`.
-    """
-    positions = batch["positions"] + prefix.next_position
-    hidden, _ = base(batch["token_ids"], positions, batch["segment_start"], prefix=prefix)
-    targets = Targets(
-        batch["target_index"], batch["top_ids"], batch["top_logprobs"], batch["target_weight"]
-    )
-    return distillation_loss(base, hidden, targets, kind)
-
-
-def make_train_step(
-    graphdef: Any, optimizer: optax.GradientTransformation, kind: TopJ = "top_j"
-) -> Any:
-    """Returns the jitted step: trainable, opt_state, frozen, base, batch to new state and means."""
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def train_step(trainable, opt_state, frozen, base, batch):
-        def mean_loss(trainable):
-            cartridge = nnx.merge(graphdef, trainable, frozen)
-            # In float32: attention casts it, and its gradient is summed over devices before a cast.
-            sums = prefix_loss(cartridge.prefix(jnp.float32), base, batch, kind)
-            return sums.loss / sums.count, sums  # packed rows always hold targets
-
-        grads, sums = jax.grad(mean_loss, has_aux=True)(trainable)
-        updates, opt_state = optimizer.update(grads, opt_state, trainable)
-        means = {
-            "loss": sums.loss / sums.count,
-            "kl": sums.kl / sums.count,
-            "grad_norm": optax.tree.norm(grads),
-        }
-        return optax.apply_updates(trainable, updates), opt_state, means
-
-    return train_step
 
 
 def initialize_cartridge(

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cartridges_jax.distillation.dataset import unpacked_rows
+from cartridges_jax.distillation.step import prefix_loss
 from cartridges_jax.distillation.targets import decode_record
-from cartridges_jax.distillation.train import prefix_loss
 from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation.arms import Arm
 from cartridges_jax.language_model import LanguageModel

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
@@ -21,6 +22,7 @@ from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.sharding import ACT_BTD, MODEL, TOKENS_BT, head_axis, on_cpu, query_axis
 
 INIT_SCALE = 0.02  # standard deviation of fresh weights, as in Llama
+PRODUCT = "product"  # what a backward pass may keep of a `Linear`
 
 
 class Linear(nnx.Module):
@@ -66,6 +68,7 @@ class Linear(nnx.Module):
         else:
             y = _dot(self.equation, self.out_sharding, x, weight.astype(x.dtype), jnp.float32)
             y = (y * self.scale[...]).astype(x.dtype)
+        y = checkpoint_name(y, PRODUCT)
         return y if self.bias is None else y + self.bias[...]
 
 

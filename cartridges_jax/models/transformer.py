@@ -7,7 +7,8 @@ in one `jax.lax.scan`, so compile time does not grow with L; decoding on a CPU t
 Modules are pytrees: pass them to `jax.jit` and `jax.grad` as arguments.
 
 Time of a forward grows with B * T * (weights + L * N * H * (P + T / 2)); activations kept for a
-backward are B * T * D per layer, the rest is recomputed.
+backward are B * T * D per layer, on a CPU also B * T * (2 * F + (2 * N + 2 * K) * H + D) of its
+products; the rest is recomputed.
 """
 
 import functools
@@ -21,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from cartridges_jax.attention import SAVED_NAMES, Mask, attention
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.models.linear import Embedding, Head, Linear
+from cartridges_jax.models.linear import PRODUCT, Embedding, Head, Linear
 from cartridges_jax.models.rope import Turn, apply_rope, rope_angles
 from cartridges_jax.sharding import DATA, MODEL, on_cpu
 
@@ -230,7 +231,8 @@ class Transformer(nnx.Module):
         """Runs `body(carry, block, slots, index)` layer after layer: the one loop over layers.
 
         It returns the last carry and what each layer handed out, stacked on L. Activations of a
-        layer are computed again in the backward pass, but for what attention saves.
+        layer are computed again in the backward pass, but for what attention saves, and on a CPU,
+        where rows are few and products slow, for its products.
         """
         if isinstance(self.blocks, nnx.List):
             out = []
@@ -243,7 +245,8 @@ class Transformer(nnx.Module):
             block, slots, index = layer
             return body(carry, jax.tree.map(_from_slices, block), slots, index)
 
-        policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+        saved = (*SAVED_NAMES, PRODUCT) if on_cpu() else SAVED_NAMES
+        policy = jax.checkpoint_policies.save_only_these_names(*saved)
         step = jax.checkpoint(step, prevent_cse=False, policy=policy)
         blocks = jax.tree.map(_for_slices, self.blocks)
         return jax.lax.scan(step, carry, (blocks, slots, jnp.arange(self.config.num_layers)))

@@ -20,9 +20,10 @@ from jax.sharding import PartitionSpec as P
 
 from cartridges_jax.attention import Mask, attention
 from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
+from cartridges_jax.distillation.config import TrainConfig
 from cartridges_jax.distillation.loss import Targets, distillation_loss
+from cartridges_jax.distillation.step import make_optimizer, make_train_step
 from cartridges_jax.distillation.targets import TOP_J
-from cartridges_jax.distillation.train import TrainConfig, make_optimizer, make_train_step
 from cartridges_jax.engine.decoding import DecodeState, advance_batch
 from cartridges_jax.engine.sampling import Sampling
 from cartridges_jax.models import int8

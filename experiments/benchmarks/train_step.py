@@ -83,9 +83,10 @@ def train_ours(folder: pathlib.Path) -> dict[str, Any]:
     from jax.sharding import PartitionSpec as P
 
     from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
+    from cartridges_jax.distillation.config import TrainConfig
     from cartridges_jax.distillation.dataset import RowShape, packed_data, unpacked_rows
+    from cartridges_jax.distillation.step import make_optimizer, make_train_step
     from cartridges_jax.distillation.targets import SHARDS, decode_record
-    from cartridges_jax.distillation.train import TrainConfig, make_optimizer, make_train_step
     from cartridges_jax.models.config import read_config
     from cartridges_jax.models.sources.folder import FolderSource
     from cartridges_jax.models.weights import read_weights

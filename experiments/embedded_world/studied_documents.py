@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from cartridges_jax import Document, LanguageModel
-from cartridges_jax.distillation.train import TrainConfig
+from cartridges_jax.distillation.config import TrainConfig
 from cartridges_jax.shards import ShardSet
 from experiments.embedded_world.documents import ANSWER_ROOM, held_out_document
 from experiments.embedded_world.study import StudyConfig, synthesize

@@ -9,11 +9,13 @@ from jax.sharding import PartitionSpec as P
 from cartridges_jax.corpus import Document
 from cartridges_jax.corpus.chunkers import Chunk
 from cartridges_jax.distillation import targets as targets_file
+from cartridges_jax.distillation.config import TrainConfig
 from cartridges_jax.distillation.dataset import RowShape, packed_data
 from cartridges_jax.distillation.lm_head import top_log_probabilities
 from cartridges_jax.distillation.loss import Targets, distillation_loss
+from cartridges_jax.distillation.step import prefix_loss
 from cartridges_jax.distillation.targets import encode_record
-from cartridges_jax.distillation.train import TrainConfig, prefix_loss, train
+from cartridges_jax.distillation.train import train
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.chat_template import Message
 from cartridges_jax.models.int8 import quantize

@@ -8,8 +8,10 @@ import pytest
 from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.corpus import Document
 from cartridges_jax.distillation import train as train_module
+from cartridges_jax.distillation.config import TrainConfig
+from cartridges_jax.distillation.step import learning_rate
 from cartridges_jax.distillation.targets import text_targets
-from cartridges_jax.distillation.train import TrainConfig, train
+from cartridges_jax.distillation.train import train
 from cartridges_jax.errors import InputError
 from cartridges_jax.metrics import read_metrics
 from tests.conftest import MESHES, make_tiny_model
@@ -128,7 +130,7 @@ def test_the_best_validated_cartridge_is_kept_also_after_a_stop(tiny, tmp_path):
 
 
 def test_warm_up_is_above_zero_at_the_first_step():
-    rate = train_module.learning_rate(TrainConfig(learning_rate=1.0, warmup_steps=4, num_steps=100))
+    rate = learning_rate(TrainConfig(learning_rate=1.0, warmup_steps=4, num_steps=100))
     np.testing.assert_allclose([float(rate(s)) for s in range(4)], [0.25, 0.5, 0.75, 1.0])
     assert float(rate(100)) == pytest.approx(0.1)
 

@@ -4,43 +4,9 @@ The public names are loaded on first use, so that importing the package, its cor
 command line does not import jax.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from etils import epy
 
 __version__ = "0.1.0"
-
-if TYPE_CHECKING:
-    from cartridges_jax.cartridge import Cartridge as Cartridge
-    from cartridges_jax.corpus import Document as Document
-    from cartridges_jax.corpus import load_documents as load_documents
-    from cartridges_jax.distillation.config import TrainConfig as TrainConfig
-    from cartridges_jax.distillation.targets import score_targets as score_targets
-    from cartridges_jax.distillation.train import train as train
-    from cartridges_jax.errors import InputError as InputError
-    from cartridges_jax.evaluation.run import EvaluateConfig as EvaluateConfig
-    from cartridges_jax.evaluation.run import evaluate as evaluate
-    from cartridges_jax.language_model import LanguageModel as LanguageModel
-    from cartridges_jax.loading import load_model as load_model
-    from cartridges_jax.presets import preset as preset
-    from cartridges_jax.self_study.config import SynthesisConfig as SynthesisConfig
-    from cartridges_jax.self_study.run import synthesize as synthesize
-
-_HOME = {
-    "Cartridge": "cartridge",
-    "Document": "corpus",
-    "EvaluateConfig": "evaluation.run",
-    "InputError": "errors",
-    "LanguageModel": "language_model",
-    "SynthesisConfig": "self_study.config",
-    "TrainConfig": "distillation.config",
-    "evaluate": "evaluation.run",
-    "load_documents": "corpus",
-    "load_model": "loading",
-    "preset": "presets",
-    "score_targets": "distillation.targets",
-    "synthesize": "self_study.run",
-    "train": "distillation.train",
-}
 __all__ = [
     "Cartridge",
     "Document",
@@ -58,12 +24,16 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+with epy.lazy_api_imports(globals()):
+    from cartridges_jax.cartridge import Cartridge
+    from cartridges_jax.corpus import Document, load_documents
+    from cartridges_jax.distillation.config import TrainConfig
+    from cartridges_jax.distillation.targets import score_targets
+    from cartridges_jax.distillation.train import train
+    from cartridges_jax.errors import InputError
+    from cartridges_jax.evaluation.run import EvaluateConfig, evaluate
+    from cartridges_jax.language_model import LanguageModel
+    from cartridges_jax.loading import load_model
+    from cartridges_jax.presets import preset
+    from cartridges_jax.self_study.config import SynthesisConfig
+    from cartridges_jax.self_study.run import synthesize

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from cartridges_jax.cartridge import Cartridge
-from cartridges_jax.engine.generation import GenerationConfig
+from cartridges_jax.engine.answers import GenerationConfig
 from cartridges_jax.engine.sampling import Sampling
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
@@ -34,7 +34,7 @@ def chat(
         these settings.
     """
     model.check_cartridge(cartridge)
-    GenerationConfig(max_tokens, Sampling(temperature), (), ()).check()
+    GenerationConfig(max_tokens, Sampling(temperature)).check()
     if cartridge.next_position + max_tokens >= model.config.window:
         raise InputError(
             f"a cartridge that ends at position {cartridge.next_position} and {max_tokens=} leave "

@@ -7,6 +7,7 @@ command line, the Python API and the provenance of a cartridge never list differ
 import dataclasses
 import hashlib
 import json
+import operator
 import typing
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from absl import flags
 
 from cartridges_jax.errors import InputError
 
+_BOUNDS = {"above": operator.gt, "at_least": operator.ge, "at_most": operator.le}
 ConfigT = TypeVar("ConfigT")
 
 
@@ -38,22 +40,21 @@ def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
 
     So that what is not given may come from a preset, see `from_flags`.
     """
+    define = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         hint, text = hints[field.name], field.metadata["help"]
-        shared: dict[str, Any] = {"flag_values": flag_values}
         if typing.get_origin(hint) is typing.Literal:
-            flags.DEFINE_enum(field.name, None, typing.get_args(hint), text, **shared)
-        elif hint is bool:
-            flags.DEFINE_bool(field.name, None, text, **shared)
-        elif hint is int:
-            flags.DEFINE_integer(field.name, None, text, **shared)
-        elif hint is float:
-            flags.DEFINE_float(field.name, None, text, **shared)
-        elif hint is str:
-            flags.DEFINE_string(field.name, None, text, **shared)
+            flags.DEFINE_enum(
+                field.name, None, typing.get_args(hint), text, flag_values=flag_values
+            )
         else:
-            raise TypeError(f"no flag type for {config_class.__name__}.{field.name}: {hint}")
+            define[hint](field.name, None, text, flag_values=flag_values)
 
 
 def from_flags(
@@ -65,10 +66,6 @@ def from_flags(
     names = [field.name for field in dataclasses.fields(typing.cast(Any, config_class))]
     given = {n: flag_values[n].value for n in names if flag_values[n].value is not None}
     return config_class(**((values or {}) | given))
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    return dataclasses.asdict(config)
 
 
 def digest(value: Any) -> str:
@@ -84,14 +81,11 @@ def check_ranges(config: Any) -> None:
         choices = typing.get_args(hints[field.name])
         if typing.get_origin(hints[field.name]) is typing.Literal and value not in choices:
             raise InputError(f"{field.name} must be one of {', '.join(choices)}, got {value!r}")
-        above, at_least = field.metadata["above"], field.metadata["at_least"]
-        if above is not None and not value > above:
-            raise InputError(f"{field.name} must be above {above}, got {value}")
-        if at_least is not None and not value >= at_least:
-            raise InputError(f"{field.name} must be at least {at_least}, got {value}")
-        at_most = field.metadata["at_most"]
-        if at_most is not None and not value <= at_most:
-            raise InputError(f"{field.name} must be at most {at_most}, got {value}")
+        for bound, holds in _BOUNDS.items():
+            limit = field.metadata[bound]
+            if limit is not None and not holds(value, limit):
+                words = bound.replace("_", " ")
+                raise InputError(f"{field.name} must be {words} {limit}, got {value}")
 
 
 def first_difference(saved: Any, now: Any, path: str = "") -> str | None:

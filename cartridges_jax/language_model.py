@@ -6,6 +6,7 @@ an entry point.
 
 import dataclasses
 import functools
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,8 +20,8 @@ from jax.sharding import PartitionSpec as P
 from cartridges_jax import sharding
 from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.config import digest
-from cartridges_jax.engine.answers import Generation, settled
-from cartridges_jax.engine.generation import STREAM_TOKENS, GenerationConfig, batches, grow
+from cartridges_jax.engine.answers import Generation, GenerationConfig, settled
+from cartridges_jax.engine.generation import STREAM_TOKENS, batches, grow
 from cartridges_jax.engine.sampling import Sampling
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.chat_template import ChatTemplate, Message
@@ -48,31 +49,18 @@ def _forward(model: Transformer, token_ids, positions, prefix, *, with_kv: bool)
     return KV(*(jnp.einsum("LBPKH,B->LPKH", x, first, out_sharding=spec) for x in kv))
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class LanguageModel:
-    """A frozen base model on a mesh."""
+    """A frozen base model on a mesh; most callers want `load_model`."""
 
-    def __init__(
-        self,
-        transformer: Transformer,
-        tokenizer: Tokenizer,
-        template: ChatTemplate,
-        mesh: Mesh,
-        *,
-        name: str,
-        weights_hash: str,
-        file: str = "",
-    ):
-        """Puts the parts together; most callers want `load_model`.
-
-        `name` is what the caller called it, `file` that of the one file that holds it, if one does.
-        """
-        self.transformer = transformer
-        self.tokenizer = tokenizer
-        self.template = template
-        self.mesh = mesh
-        self.name = name
-        self.file = file
-        self._weights_hash = weights_hash
+    transformer: Transformer
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    mesh: Mesh
+    _: dataclasses.KW_ONLY
+    name: str  # what the caller called it
+    weights_hash: str
+    file: str = ""  # the name of the one file that holds it, if one does
 
     @property
     def config(self) -> ModelConfig:
@@ -85,12 +73,12 @@ class LanguageModel:
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """What a cartridge remembers of its model; two models with equal ones are the same."""
-        fields = dataclasses.asdict(self.config)
+        fields = json.loads(json.dumps(dataclasses.asdict(self.config)))  # as a file gives it back
         return {
             "name": self.name,
             "file": self.file,
             "config": digest(fields),
-            "weights": self._weights_hash,
+            "weights": self.weights_hash,
             "tokenizer": self.tokenizer.fingerprint,
             "chat_template": digest(self.template.source),
             "rope": fields["rope"],
@@ -231,9 +219,10 @@ class LanguageModel:
         if len(row_seeds) != len(rendered):
             raise InputError(f"{len(row_seeds)} seeds were given for {len(rendered)} prompts")
         piece = STREAM_TOKENS if stop else None  # stop texts are looked for while answers grow
+        parts = (self.transformer, self.tokenizer, self.mesh)
         out: list[Generation] = []
         for rows in batches(len(rendered), batch_size):
-            *_, answers = self._grow(rendered[rows], prefix, config, row_seeds[rows], piece)
+            *_, answers = grow(*parts, rendered[rows], prefix, config, row_seeds[rows], piece)
             out += answers
         return out
 
@@ -258,7 +247,8 @@ class LanguageModel:
         config = self._generation_config(max_new_tokens, sampling, stop, None)
         ids = self.render_prompt(prompt, has_context=prefix is not None)
         shown = 0
-        for [answer] in self._grow([ids], prefix, config, [seed % 2**31], STREAM_TOKENS):
+        parts = (self.transformer, self.tokenizer, self.mesh)
+        for [answer] in grow(*parts, [ids], prefix, config, [seed % 2**31], STREAM_TOKENS):
             new = settled(answer, config.stop)[shown:]
             shown += len(new)
             if new:
@@ -277,18 +267,6 @@ class LanguageModel:
         config = GenerationConfig(max_new_tokens, sampling, tuple(stop), ends)
         config.check()
         return config
-
-    def _grow(
-        self,
-        prompts: Sequence[Sequence[int]],
-        prefix: Prefix | None,
-        config: GenerationConfig,
-        seeds: Sequence[int],
-        piece: int | None,
-    ) -> Iterator[list[Generation]]:
-        return grow(
-            self.transformer, self.tokenizer, self.mesh, prompts, prefix, config, seeds, piece
-        )
 
     def _checked(self, token_ids: Any) -> np.ndarray:
         """Token ids as int32, all of them of this model."""

@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
+from cartridges_jax import files
 from cartridges_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -47,9 +48,7 @@ class MetricsLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(path)
+        files.write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = path.open("a")
         self._events = _event_writer(os.fspath(self._folder), resume_step)
 

@@ -182,7 +182,7 @@ def step_rows() -> list[dict[str, Any]]:
     step = functools.partial(compile_train_step, LLAMA_3_1_8B, mesh, **STEP, num_slots=SLOTS)
     reference = functools.partial(attention, implementation="reference")
     blocked = functools.partial(attention, implementation="blocked")
-    loss_of_step = "cartridges_jax.distillation.train.distillation_loss"
+    loss_of_step = "cartridges_jax.distillation.step.distillation_loss"
     forms = {
         "our kernels": [],
         "blocked attention": [("cartridges_jax.models.transformer.attention", blocked)],

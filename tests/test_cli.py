@@ -1,5 +1,6 @@
 """The command line as people use it: the whole path, help, and bad input."""
 
+import dataclasses
 import json
 import re
 
@@ -7,7 +8,6 @@ import pytest
 
 from cartridges_jax import cli
 from cartridges_jax.evaluation import speed
-from cartridges_jax.evaluation.questions import save_questions
 from tests.conftest import TEST_MODEL, document_named, make_tiny_model, questions_named
 
 MODEL = (f"--model={TEST_MODEL}", "--dtype=float32")
@@ -33,7 +33,8 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     document = document_named("cli")
     (folder / "text.md").write_text(f"# {document.title}\n\n{document.text}\n")
-    save_questions(folder / "questions.jsonl", questions_named("cli"))
+    lines = [json.dumps(dataclasses.asdict(q)) + "\n" for q in questions_named("cli")]
+    (folder / "questions.jsonl").write_text("".join(lines))
     return folder
 
 
@@ -60,7 +61,7 @@ def fails(capsys, argv, *words):
 
 
 def test_evaluate_writes_results_and_a_report(made, corpus, capsys, monkeypatch):
-    monkeypatch.setattr(speed, "TIMING_TOKENS", 8)
+    monkeypatch.setattr(speed, "RUN_TOKENS", 8)
     argv = [
         "evaluate", f"--cartridge={made / 'run' / 'run.cartridge'}",
         f"--corpus={corpus / 'text.md'}",
@@ -159,7 +160,7 @@ def test_a_document_shorter_than_the_prefix(capsys, tmp_path, made, corpus):
     (tmp_path / "short.txt").write_text("Ada Brown lives in Oslo.")
     fails(
         capsys, ["demo", f"--corpus={tmp_path / 'short.txt'}", f"--out={tmp_path / 'out'}"],
-        "fewer than num_slots=96",
+        "fewer than num_slots=176",
     )  # fmt: skip
     argv = [
         "train",

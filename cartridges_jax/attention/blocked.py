@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cartridges_jax.attention.mask import NEG_INF
+from cartridges_jax.attention.mask import NEG_INF, head_product
 
 BLOCK = 136  # most queries of a block
 SCORES = 3400  # most queries of a block times heads: the scores of more leave the cache
@@ -134,7 +134,7 @@ class _Row:
         `keys` [K, P + w, H] are a window's, of which the row's own begin with its key `first`;
         `segment_start` [t] is of the queries of block `block`.
         """
-        s = _dot(keys, q, (2, 2)) * self.scale
+        s = head_product(keys, q, (2, 2)) * self.scale
         P, size = self.prefix_k.shape[1], self.blocks.size
         _, width, folded = s.shape
 
@@ -160,17 +160,6 @@ def _apart(mask: Callable[[jax.Array], jax.Array], block: jax.Array) -> jax.Arra
     """
     made = jax.eval_shape(mask, block)
     return jax.lax.cond(block >= 0, mask, lambda _: jnp.zeros(made.shape, made.dtype), block)
-
-
-def _dot(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """Contracts one axis of each, head by head, with float32 sums."""
-    dimensions = (((axes[0],), (axes[1],)), ((0,), (0,)))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
-
-
-def _heads_first(x: jax.Array) -> jax.Array:
-    """[..., tokens, K, H] as [..., K, tokens, H]."""
-    return jnp.moveaxis(x, -2, -3)
 
 
 def _fold(blocks: _Blocks, x: Float[Array, "T N *H"]) -> jax.Array:
@@ -223,7 +212,7 @@ def blocked_forward(
     T, N = q.shape[1:3]
     blocks = _Blocks(T, N, k.shape[2])
     q, segment_start = _in_the_loop(q, segment_start)
-    prefixes = (_heads_first(prefix_k), _heads_first(prefix_v))
+    prefixes = (prefix_k.swapaxes(-2, -3), prefix_v.swapaxes(-2, -3))
 
     def attend(row: _Row, num_blocks: int, q, start, block):
         first, keys, values = row.window(block, num_blocks)
@@ -231,12 +220,12 @@ def blocked_forward(
         top = s.max(1, keepdims=True)
         p = jnp.exp(s - top)
         total = p.sum(1, keepdims=True)
-        out = _dot(values, p.astype(v.dtype), (1, 1)) / total  # [K, H, G * t]
+        out = head_product(values, p.astype(v.dtype), (1, 1)) / total  # [K, H, G * t]
         return out.swapaxes(1, 2).astype(q.dtype), (top + jnp.log(total))[:, 0]
 
     def one_row(args):
         q, k, v, start = args
-        keys, values = (_heads_first(blocks.pad(x)) for x in (k, v))
+        keys, values = (blocks.pad(x).swapaxes(-2, -3) for x in (k, v))
         row = _Row(blocks, keys, values, *prefixes, prefix_length, scale)
 
         queries, starts = _fold(blocks, q), _own_start(blocks, start)
@@ -280,24 +269,27 @@ def blocked_backward(
     P = prefix_k.shape[0]
     blocks = _Blocks(T, N, k.shape[2])
     q, segment_start = _in_the_loop(q, segment_start)
-    prefixes = (_heads_first(prefix_k), _heads_first(prefix_v))
+    prefixes = (prefix_k.swapaxes(-2, -3), prefix_v.swapaxes(-2, -3))
 
     def pull(row: _Row, num_blocks: int, sums: Any, q, start, lse, delta, d_out, block):
         """Adds a block's gradients of keys and values to the sums; returns that of its queries."""
         first, keys, values = row.window(block, num_blocks)
         p = jnp.exp(row.scores(q, keys, first, start, block) - lse[:, None])
-        d_p = _dot(values, d_out, (2, 2))
+        d_p = head_product(values, d_out, (2, 2))
         d_s = (p * (d_p - delta[:, None]) * scale).astype(q.dtype)
-        found = (_dot(d_s, q, (2, 1)), _dot(p.astype(v.dtype), d_out, (2, 1)))  # [K, P + w, H]
+        found = (
+            head_product(d_s, q, (2, 1)),
+            head_product(p.astype(v.dtype), d_out, (2, 1)),
+        )  # [K, P + w, H]
         sums = tuple(
             (_add_at(own, d[:, P:], first), slots + d[:, :P])
             for (own, slots), d in zip(sums, found, strict=True)
         )
-        return sums, _dot(d_s, keys, (1, 1)).astype(q.dtype)
+        return sums, head_product(d_s, keys, (1, 1)).astype(q.dtype)
 
     def one_row(d_prefix, args):
         q, k, v, start, lse, delta, d_out = args
-        keys, values = (_heads_first(blocks.pad(x)) for x in (k, v))
+        keys, values = (blocks.pad(x).swapaxes(-2, -3) for x in (k, v))
         row = _Row(blocks, keys, values, *prefixes, prefix_length, scale)
 
         starts = _own_start(blocks, start)
@@ -312,13 +304,13 @@ def blocked_backward(
         sums = tuple((jnp.zeros(row.k.shape, jnp.float32), slots) for slots in d_prefix)
         sums, d_q = blocks.visit(starts, one_block, (sums, jnp.zeros_like(cut[0])))
         (d_k, d_slots_k), (d_v, d_slots_v) = sums
-        own = (_heads_first(x)[:T].astype(k.dtype) for x in (d_k, d_v))
+        own = (x.swapaxes(-2, -3)[:T].astype(k.dtype) for x in (d_k, d_v))
         return (d_slots_k, d_slots_v), (_unfold(blocks, d_q), *own)
 
     rows = (q, k, v, segment_start, lse, delta, d_out)
     zero = jnp.zeros(prefixes[0].shape, jnp.float32)
     d_prefix, (d_q, d_k, d_v) = jax.lax.scan(one_row, (zero, zero), rows)
-    return d_q, d_k, d_v, *map(_heads_first, d_prefix)
+    return d_q, d_k, d_v, *(x.swapaxes(-2, -3) for x in d_prefix)
 
 
 def _add_at(x: jax.Array, more: jax.Array, first: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cartridges_jax.attention.mask import NEG_INF, Attended, visible_keys
+from cartridges_jax.attention.mask import NEG_INF, Attended, head_product, visible_keys
 
 BLOCK = 512  # most queries of a kv head at a time; the scores of more leave a CPU's cache
 MOST_SCORES = 2**22  # of the rows' own keys, at a time
@@ -77,11 +77,11 @@ def _prefix_part(
     live = (jnp.arange(prefix_k.shape[1]) < length)[:, None]
 
     def one_block(block: Float[Array, "K M H"]) -> tuple[jax.Array, ...]:
-        s = _dot(prefix_k, block, 2, 2) * scale  # [K, P, M]
+        s = head_product(prefix_k, block, (2, 2)) * scale  # [K, P, M]
         s = jnp.where(live, s, NEG_INF)
         top = s.max(1)
         p = jnp.exp(s - top[:, None])
-        return _dot(p.astype(prefix_v.dtype), prefix_v, 1, 1), top, p.sum(1)
+        return head_product(p.astype(prefix_v.dtype), prefix_v, (1, 1)), top, p.sum(1)
 
     def rows_first(x: jax.Array) -> jax.Array:
         return x.reshape(K, B, Q, *x.shape[2:]).swapaxes(0, 1)
@@ -136,9 +136,3 @@ def _own_part(
         return jax.tree.map(lambda x: x[0], some_rows(tuple(x[None] for x in args)))
 
     return jax.lax.map(one_row, (q, k, v, segment_start), batch_size=rows)
-
-
-def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
-    """Contracts one axis of each, head by head, with float32 sums."""
-    dimensions = (((axis_a,), (axis_b,)), ((0,), (0,)))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)

@@ -1,4 +1,7 @@
-"""Who sees whom: one mask serves packed rows, padded prompts and a decode cache."""
+"""Who sees whom: one mask serves packed rows, padded prompts and a decode cache.
+
+And what the implementations of attention share.
+"""
 
 from typing import NamedTuple
 
@@ -32,3 +35,9 @@ def visible_keys(
 
 
 Attended = tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]  # values, log-sum-exp in float32
+
+
+def head_product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """Contracts one axis of each, head by head on the first, with float32 sums."""
+    dimensions = (((axes[0],), (axes[1],)), ((0,), (0,)))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)

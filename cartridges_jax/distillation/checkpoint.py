@@ -1,8 +1,8 @@
 """Training checkpoints: trainable slots, optimizer moments and the data iterator, by Orbax.
 
-Only what changes is saved, so a checkpoint is four times the size of the cartridge (slots,
-two moments, the best slots so far). The settings
-are kept beside the checkpoints: a run goes on only with the ones it began with.
+Only what changes is saved, so a checkpoint is four times the size of the cartridge (slots, two
+moments, the best slots so far). The settings are kept beside the checkpoints: a run goes on only
+with the ones it began with.
 """
 
 import json

@@ -30,6 +30,10 @@ class RowShape:
     num_tokens: int
     num_targets: int
 
+    def takes(self, num_tokens: int, num_targets: int) -> bool:
+        """Whether a conversation fits such a row."""
+        return num_tokens <= self.num_tokens and 0 < num_targets <= self.num_targets
+
 
 @dataclasses.dataclass(frozen=True)
 class PackedData:
@@ -40,17 +44,6 @@ class PackedData:
     num_dropped: int  # fit no row
     target_positions: int  # per epoch, dropped ones left out
     longest: int  # tokens of the longest conversation that fits
-
-
-class _Fits(grain.transforms.Filter):
-    def __init__(self, shape: RowShape):
-        self._shape = shape
-
-    def filter(self, element: dict[str, np.ndarray]) -> bool:
-        return (
-            len(element["token_ids"]) <= self._shape.num_tokens
-            and 0 < len(element["target_index"]) <= self._shape.num_targets
-        )
 
 
 def _hard_record(record: bytes) -> dict[str, np.ndarray]:
@@ -88,7 +81,7 @@ def packed_data(
                 f"shard {index} are; remove it to score them again"
             )
         for tokens, num_targets in zip(shard["row_tokens"], shard["row_targets"], strict=True):
-            if tokens <= shape.num_tokens and 0 < num_targets <= shape.num_targets:
+            if shape.takes(tokens, num_targets):
                 kept, positions = kept + 1, positions + num_targets
                 longest = max(longest, tokens)
             else:
@@ -110,7 +103,7 @@ def packed_data(
         .repeat()
         .map(_DECODE[labels])
         .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64))
-        .filter(_Fits(shape))
+        .filter(lambda row: shape.takes(len(row["token_ids"]), len(row["target_index"])))
     )
     lengths = {
         "token_ids": shape.num_tokens,

@@ -4,13 +4,10 @@ Takes `conversations-*`, hands on `targets-*`, shard for shard. The chunk is rea
 shared by all conversations about it; then their rows are scored: the top-J log-probabilities at
 positions whose next token belongs to an answer or closes it, which alone reach the LM head. Targets
 always come from our own forward pass, so conversations may come from any server.
-
-`text_targets` makes records of the same form from plain text: the next-token baseline.
 """
 
 import functools
 import os
-import random
 from collections.abc import Sequence
 from typing import Literal
 
@@ -22,8 +19,6 @@ from jaxtyping import Array, Float, Int
 
 from cartridges_jax import files
 from cartridges_jax.config import digest
-from cartridges_jax.corpus import Document
-from cartridges_jax.corpus.chunkers import draw_window
 from cartridges_jax.distillation.lm_head import gather_positions, top_log_probabilities
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
@@ -196,45 +191,3 @@ def _padded(rows: Sequence[np.ndarray], count: int) -> np.ndarray:
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
     return out
-
-
-def text_targets(
-    model: LanguageModel,
-    documents: Sequence[Document],
-    out: str | os.PathLike[str],
-    *,
-    num_rows: int,
-    min_tokens: int,
-    max_tokens: int,
-    seed: int = 0,
-) -> ShardSet:
-    """Writes random windows of plain text whose target is the next token: the baseline.
-
-    The records have the form of `score_targets`, with one id of probability 1 at each position.
-    """
-    inputs = {
-        "text": [d.sha256 for d in documents],
-        "model": model.fingerprint,
-        "rows": num_rows,
-        "window": [min_tokens, max_tokens],
-        "seed": seed,
-    }
-    targets = ShardSet.open(files.output_folder(out), SHARDS, inputs)
-    if targets.shards:
-        return targets
-    rng = random.Random(f"text {seed}")
-    tokens = [model.tokenizer.encode(d.text) for d in documents]
-    records, lengths = [], []
-    for _ in range(num_rows):
-        text = rng.choices(tokens, [len(t) for t in tokens])[0]
-        window = draw_window(rng, len(text), min_tokens, max_tokens)
-        row = np.asarray(text[window.start : window.stop], np.int32)
-        index = np.arange(len(row) - 1)
-        zeros = np.zeros((len(index), 1), np.float32)
-        records.append(encode_record(row, index, row[1:, None], zeros))
-        lengths.append(len(row))
-    targets.write(
-        0, records, tokens=sum(lengths), target_positions=sum(lengths) - num_rows,
-        row_tokens=lengths, row_targets=[n - 1 for n in lengths],
-    )  # fmt: skip
-    return targets

@@ -7,6 +7,7 @@ Time of a step grows with rows * T * (weights + L * N * H * (p + T)); see the mo
 attention and the loss for memory.
 """
 
+import dataclasses
 import datetime
 import os
 import time
@@ -22,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from cartridges_jax import files, initializers
 from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
-from cartridges_jax.config import check_ranges, first_difference, to_dict
+from cartridges_jax.config import check_ranges, first_difference
 from cartridges_jax.corpus import Document, corpus_identity
 from cartridges_jax.distillation import targets as targets_file
 from cartridges_jax.distillation.checkpoint import TrainingCheckpoints
@@ -95,7 +96,7 @@ def train(
             f"{config.num_slots} slots and a conversation of {packed.longest} tokens exceed the "
             f"model's window of {model.config.window}; lower num_slots"
         )
-    inputs = to_dict(config) | {
+    inputs = dataclasses.asdict(config) | {
         "model": model.fingerprint,
         "targets": shards.fingerprint,
         "corpus": corpus_identity(documents),
@@ -169,7 +170,7 @@ def train(
             "dropped": packed.num_dropped,
             "target_positions": packed.target_positions,
         },
-        "settings": to_dict(config),
+        "settings": dataclasses.asdict(config),
         "best": best,
         "made": made["date"],
     }
@@ -230,10 +231,7 @@ def _open_targets(
     difference = first_difference(targets.inputs.get("model"), model.fingerprint, "model")
     if difference:
         raise InputError(f"the targets in {folder} were scored by another model: {difference}")
-    if "text" in targets.inputs:
-        asked: dict[str, Any] = {"text": [d.sha256 for d in documents]}
-    else:
-        asked = {"corpus": given, "loss_on": loss_on}
+    asked: dict[str, Any] = {"corpus": given, "loss_on": loss_on}
     difference = first_difference({name: targets.inputs.get(name) for name in asked}, asked)
     if difference:
         raise InputError(f"the targets in {folder} are not those asked for: {difference}")

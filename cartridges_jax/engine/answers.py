@@ -1,9 +1,38 @@
-"""Answers as text, while they grow and when they are done: ends, stop texts, cut characters."""
+"""Answers: how they are asked for, and what they are as text, while they grow and at their end."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
+from cartridges_jax.engine.sampling import Sampling
+from cartridges_jax.errors import InputError
 from cartridges_jax.models.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """How answers are made.
+
+    `stop` are texts that end an answer and are not part of it; `stop_ids` tokens that end one.
+    """
+
+    max_new_tokens: int
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+
+    def check(self) -> None:
+        """Raises InputError for settings that cannot be used."""
+        temperature, top_k, top_p = self.sampling
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be above 0, got {self.max_new_tokens}")
+        if not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
+            raise InputError(
+                f"{temperature=} and {top_k=} must be numbers of at least 0, {top_p=} above 0 and "
+                "at most 1"
+            )
+        if not all(self.stop):
+            raise InputError(f"stop must be a list of texts, none empty, got {list(self.stop)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,27 +46,21 @@ class Generation:
 
 
 def read_answer(
-    tokenizer: Tokenizer,
-    ids: list[int],
-    logprobs: list[float],
-    *,
-    stop_ids: tuple[int, ...],
-    stop: Sequence[str],
-    max_new_tokens: int,
+    tokenizer: Tokenizer, ids: list[int], logprobs: list[float], config: GenerationConfig
 ) -> Generation:
     """Reads an answer from its tokens so far, cut at a stop text.
 
     One that is not at its end has the finish_reason "".
     """
-    ended = bool(ids) and ids[-1] in stop_ids
+    ended = bool(ids) and ids[-1] in config.stop_ids
     text = tokenizer.decode(ids[:-1] if ended else ids)
-    at = min((text.find(s) for s in stop if s in text), default=-1)
+    at = min((text.find(s) for s in config.stop if s in text), default=-1)
     if at >= 0:
         # The tokens that it took to write the stop text, and none after it.
-        lengths = range(len(ids) + 1)
-        enough = next(n for n in lengths if any(s in tokenizer.decode(ids[:n]) for s in stop))
+        texts = (tokenizer.decode(ids[:n]) for n in range(len(ids) + 1))
+        enough = next(n for n, so_far in enumerate(texts) if any(s in so_far for s in config.stop))
         return Generation(text[:at], ids[:enough], logprobs[:enough], "stop")
-    reason = "stop" if ended else "length" if len(ids) >= max_new_tokens else ""
+    reason = "stop" if ended else "length" if len(ids) >= config.max_new_tokens else ""
     return Generation(text, ids, logprobs, reason)
 
 

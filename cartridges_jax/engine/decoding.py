@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
+from cartridges_jax.engine.answers import GenerationConfig
 from cartridges_jax.engine.sampling import Draw, Sampling, choose
 from cartridges_jax.models.transformer import KV, Prefix, Transformer
 from cartridges_jax.shapes import few_sizes, power_of_two, round_up
@@ -27,9 +28,8 @@ from cartridges_jax.sharding import DATA, TOKENS_BT, place
 LEAST_PROMPT = 32  # tokens; lengths are rounded up to few sizes from this one on
 ANSWER_STEP = 64  # room for new tokens; how many are made is not compiled in
 LEAST_BATCH = 8  # rows; batches are of 1, 8, 16, 32, ... rows
-SHRINK_STEP = (
-    16  # tokens after which rows that have ended may leave; multiples, however one advances
-)
+# Tokens after which rows that have ended may leave; multiples, however one advances.
+SHRINK_STEP = 16
 SHRINK_TO = 4  # rows leave when this many times fewer are enough: each size is a program to compile
 MOST_APART = 4 * 2**30  # bytes of blocks that a CPU holds a second time while it decodes
 
@@ -167,12 +167,10 @@ class Decoding:
         self,
         model: Transformer,
         prompts: Sequence[Sequence[int]],
+        config: GenerationConfig,
         *,
-        prefix: Prefix | None,
-        max_new_tokens: int,
-        sampling: Sampling,
         seeds: Sequence[int],
-        stop_ids: tuple[int, ...],
+        prefix: Prefix | None,
         mesh: jax.sharding.Mesh,
     ):
         """Reads the prompts.
@@ -180,11 +178,10 @@ class Decoding:
         Args:
           model: the base, on `mesh`.
           prompts: token ids, at least one prompt, none empty; with a prefix they are suffixes.
-          prefix: shared by all rows, or None.
-          max_new_tokens: most tokens to add, the stop token included.
-          sampling: how tokens are drawn.
+          config: how answers are made; a row keeps the id that ends it, and stop texts are the
+            caller's to look for.
           seeds: one per prompt.
-          stop_ids: ids that end a row; the row keeps the id.
+          prefix: shared by all rows, or None.
           mesh: where to run; the batch is rounded up to a multiple of its rows.
         """
         count = len(prompts)
@@ -199,10 +196,9 @@ class Decoding:
         row_seeds = np.zeros(rows, np.int32)
         row_seeds[:count] = seeds
         self._mesh = mesh
-        self._limit = max_new_tokens
+        self._config = config
         self._prompts = list(range(count))  # which prompt each row of the batch belongs to
         self._left: dict[int, Answer] = {}  # of prompts whose rows have left the batch
-        self._stop_ids, self._sampling = stop_ids, sampling
         in_layers = _takes_layers_apart(model)
         with jax.set_mesh(mesh):
             self._padding = place(mesh, padding, P(DATA))
@@ -212,7 +208,7 @@ class Decoding:
                 prefix,
                 place(mesh, tokens, TOKENS_BT),
                 self._padding,
-                room=round_up(max_new_tokens, ANSWER_STEP),
+                room=round_up(config.max_new_tokens, ANSWER_STEP),
                 in_layers=in_layers,
             )
             self._model = model.unstacked() if in_layers else model
@@ -221,7 +217,8 @@ class Decoding:
     def advance(self, num_tokens: int | None = None) -> None:
         """Makes up to `num_tokens` more tokens in each row; None goes on to the end."""
         made = int(self._state.step)
-        last = self._limit if num_tokens is None else min(self._limit, made + num_tokens)
+        limit = self._config.max_new_tokens
+        last = limit if num_tokens is None else min(limit, made + num_tokens)
         while made < last:
             until = min(last, made - made % SHRINK_STEP + SHRINK_STEP)
             with jax.set_mesh(self._mesh):
@@ -231,10 +228,10 @@ class Decoding:
                     self._state,
                     self._padding,
                     self._seeds,
-                    self._sampling,
+                    self._config.sampling,
                     np.int32(until),
-                    stop_ids=self._stop_ids,
-                    how=self._sampling.draw,
+                    stop_ids=self._config.stop_ids,
+                    how=self._config.sampling.draw,
                 )
             done = np.asarray(self._state.done)
             if done.all():
@@ -271,7 +268,7 @@ class Decoding:
         made, count = int(self._state.step), len(self._prompts)
         ids = np.asarray(self._state.token_ids)[:count, :made]
         logprobs = np.asarray(self._state.logprobs)[:count, :made]
-        stops = np.isin(ids, np.asarray(self._stop_ids, np.int32))
+        stops = np.isin(ids, np.asarray(self._config.stop_ids, np.int32))
         ends = np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, made)
         return {
             prompt: (row[:end].tolist(), values[:end].tolist())

@@ -1,46 +1,16 @@
-"""Prompts as token ids in, answers as text out: batches, growing answers, settings."""
+"""Prompts as token ids in, answers as text out: batches and growing answers."""
 
-import dataclasses
-import functools
-import math
 from collections.abc import Iterator, Sequence
 
 from jax.sharding import Mesh
 
-from cartridges_jax.engine.answers import Generation, read_answer
+from cartridges_jax.engine.answers import Generation, GenerationConfig, read_answer
 from cartridges_jax.engine.decoding import Decoding
-from cartridges_jax.engine.sampling import Sampling
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.tokenizer import Tokenizer
 from cartridges_jax.models.transformer import Prefix, Transformer
 
 STREAM_TOKENS = 8  # tokens that appear at a time
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationConfig:
-    """How answers are made.
-
-    `stop` are texts that end an answer and are not part of it; `stop_ids` tokens that end one.
-    """
-
-    max_new_tokens: int
-    sampling: Sampling
-    stop: tuple[str, ...]
-    stop_ids: tuple[int, ...]
-
-    def check(self) -> None:
-        """Raises InputError for settings that cannot be used."""
-        temperature, top_k, top_p = self.sampling
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be above 0, got {self.max_new_tokens}")
-        if not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
-            raise InputError(
-                f"{temperature=} and {top_k=} must be numbers of at least 0, {top_p=} above 0 and "
-                "at most 1"
-            )
-        if not all(self.stop):
-            raise InputError(f"stop must be a list of texts, none empty, got {list(self.stop)}")
 
 
 def grow(
@@ -69,29 +39,13 @@ def grow(
             f"context, prompt and {config.max_new_tokens} new tokens need {longest} positions, the "
             f"model's window is {transformer.config.window}"
         )
-    run = Decoding(
-        transformer,
-        prompts,
-        prefix=prefix,
-        max_new_tokens=config.max_new_tokens,
-        sampling=config.sampling,
-        seeds=seeds,
-        stop_ids=config.stop_ids,
-        mesh=mesh,
-    )
-    read = functools.partial(
-        read_answer,
-        tokenizer,
-        stop_ids=config.stop_ids,
-        stop=config.stop,
-        max_new_tokens=config.max_new_tokens,
-    )
+    run = Decoding(transformer, prompts, config, seeds=seeds, prefix=prefix, mesh=mesh)
     done: dict[int, Generation] = {}
     while len(done) < len(prompts):
         run.advance(piece)
         answers = []
         for i, (ids, logprobs) in enumerate(run.rows()):
-            answer = done.get(i) or read(ids, logprobs)
+            answer = done.get(i) or read_answer(tokenizer, ids, logprobs, config)
             if answer.finish_reason:
                 done[i] = answer
             answers.append(answer)

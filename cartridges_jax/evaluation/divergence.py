@@ -5,7 +5,6 @@ the teacher's top 20), and the log-perplexity (mean negative log-likelihood, nat
 answers that the teacher gave.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from cartridges_jax.sharding import DATA, place
 BATCH_STEP = 16  # rows that run together
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _sums(model: Any, prefix: Prefix, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
     soft = prefix_loss(prefix, model, batch)
     next_ids = jnp.take_along_axis(batch["token_ids"], batch["target_index"] + 1, axis=1)

@@ -44,8 +44,13 @@ def read_held_out(
     found = HeldOut([], [], 0)
     seen = 0
     for index in sorted(targets.shards):
-        pairs = zip(load_conversations(conversations, index), targets.records(index), strict=True)
-        for one, record in pairs:
+        told, records = load_conversations(conversations, index), targets.records(index)
+        if len(told) != len(records):
+            raise InputError(
+                f"{folder}: shard {index} has {len(told)} conversations, {len(records)} targets; "
+                "remove targets.manifest.json to score them again"
+            )
+        for one, record in zip(told, records, strict=True):
             if one.messages[0]["content"] in asked:
                 seen += 1
             else:

@@ -8,9 +8,6 @@ is the score of guessing.
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
-
-from etils import epath
 
 from cartridges_jax import files
 from cartridges_jax.errors import InputError
@@ -79,9 +76,3 @@ def _parse_question(line: str, where: str, name: str) -> Question:
         parser,
         chance,
     )
-
-
-def save_questions(path: epath.PathLike, questions: Sequence[Question]) -> None:
-    """Writes questions as JSONL."""
-    lines = [json.dumps(dataclasses.asdict(q), ensure_ascii=False) for q in questions]
-    files.write_bytes(path, ("\n".join(lines) + "\n").encode())

@@ -88,37 +88,6 @@ def accuracy_plot(results: dict[str, Any]) -> str:
     return _svg(draw, width=9.0, height=3.8)
 
 
-def size_plot(points: Sequence[dict[str, Any]]) -> str:
-    """Accuracy against KV bytes; points are {name, kv_bytes, accuracy}."""
-
-    def draw(axes: Any) -> None:
-        for arm in dict.fromkeys(p["name"] for p in points):
-            own = sorted((p for p in points if p["name"] == arm), key=lambda p: p["kv_bytes"])
-            x = [p["kv_bytes"] / 1024 for p in own]
-            values = [100 * p["accuracy"]["value"] for p in own]
-            error = [
-                [
-                    max(0.0, v - 100 * p["accuracy"]["low"])
-                    for v, p in zip(values, own, strict=True)
-                ],
-                [
-                    max(0.0, 100 * p["accuracy"]["high"] - v)
-                    for v, p in zip(values, own, strict=True)
-                ],
-            ]
-            axes.errorbar(
-                x, values, error, marker="o", capsize=3, label=arm, color=_COLORS.get(arm)
-            )
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_xlabel("KV cache of one context, KiB (log scale)")
-        axes.set_ylabel("right answers, %")
-        axes.set_ylim(0, 105)
-        axes.legend(fontsize=8)
-
-    return _svg(draw)
-
-
 def training_plot(runs: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     """Loss (KL to the teacher) over steps, one line a run."""
 
@@ -128,22 +97,6 @@ def training_plot(runs: Mapping[str, Sequence[dict[str, Any]]]) -> str:
         axes.set_xlabel("step")
         axes.set_ylabel("KL to the teacher, nats a token")
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize=8)
-
-    return _svg(draw)
-
-
-def score_plot(runs: Mapping[str, Sequence[dict[str, Any]]]) -> str:
-    """Validation accuracy over steps, one line a run."""
-
-    def draw(axes: Any) -> None:
-        for name, rows in runs.items():
-            scored = [r for r in rows if "score" in r]
-            x, y = [r["step"] for r in scored], [100 * r["score"] for r in scored]
-            axes.plot(x, y, marker="o", label=name, lw=1)
-        axes.set_xlabel("step")
-        axes.set_ylabel("right answers on validation questions, %")
-        axes.set_ylim(0, 105)
         axes.legend(fontsize=8)
 
     return _svg(draw)
@@ -259,6 +212,11 @@ def summary_table(results: dict[str, Any]) -> str:
         lines.append(
             f"({n} questions with known answers; agreement: both right, or the same words as with "
             "the full\n context; KL in nats a token to the full context, over its own answers)"
+        )
+        known = results["accuracy"][CARTRIDGE]["where_reference_is_right"]
+        lines.append(
+            f"Of the {known['n']} questions that the full context gets right, the cartridge gets "
+            f"{_percent(known)}."
         )
     elif "held_out" in results:
         held = results["held_out"]

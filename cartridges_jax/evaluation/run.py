@@ -17,7 +17,7 @@ import numpy as np
 
 from cartridges_jax import files
 from cartridges_jax.cartridge import Cartridge
-from cartridges_jax.config import check_ranges, digest, first_difference, setting, to_dict
+from cartridges_jax.config import check_ranges, digest, first_difference, setting
 from cartridges_jax.corpus import Document, corpus_identity
 from cartridges_jax.distillation import targets as targets_file
 from cartridges_jax.errors import InputError
@@ -29,7 +29,7 @@ from cartridges_jax.evaluation.held_out import HeldOut, read_held_out
 from cartridges_jax.evaluation.marks import score_answers
 from cartridges_jax.evaluation.questions import Question
 from cartridges_jax.evaluation.report import write_report
-from cartridges_jax.evaluation.speed import TIMING_TOKENS, decode_rate
+from cartridges_jax.evaluation.speed import TIMED_TOKENS, decode_rate
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.chat_template import Message
 from cartridges_jax.self_study.conversation import Conversation
@@ -104,7 +104,7 @@ def evaluate(
     results: dict[str, Any] = {
         "model": model.identity,
         "cartridge": {"num_slots": cartridge.num_slots, "provenance": cartridge.provenance},
-        "settings": to_dict(config),
+        "settings": dataclasses.asdict(config),
         "corpus": [{"title": d.title} | i for d, i in zip(documents, given, strict=True)],
         "arms": {arm.name: _describe(model, arm) for arm in arms},
     }
@@ -197,7 +197,7 @@ def _room(
         asked += [c.messages[0]["content"] for c in held_out.conversations[:SAMPLES]]
         rows = [targets_file.decode_record(r)["token_ids"].size for r in held_out.records]
     longest = max(len(model.render_prompt(text, has_context=True)) for text in asked)
-    return max(answer_max_tokens + longest + 8, 2 * TIMING_TOKENS + 16, *rows)
+    return max(answer_max_tokens + longest + 8, TIMED_TOKENS + 16, *rows)
 
 
 def _describe(model: LanguageModel, arm: Arm) -> dict[str, Any]:

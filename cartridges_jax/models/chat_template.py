@@ -33,17 +33,6 @@ _BREAK = "\ue000"  # stands inside every look-alike of a special token while a t
 _MARK_SYSTEM, _MARK_USER = "\ue001system\ue001", "\ue001user\ue001"  # contents that stand for any
 
 
-# What a template may do wrong while it runs, beside jinja's own errors.
-_TEMPLATE_ERRORS = (
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)
-
-
 class _Generation(jinja2.ext.Extension):
     """transformers' `{% generation %}` block, which marks answers: its body is rendered."""
 
@@ -142,7 +131,7 @@ class ChatTemplate:
         ids = context + self._encode(text, self._frame.closing if context else "")
         for part, _ in others:
             ids += self._encode(part, text)
-            text = part
+            text = part or text
         return ids
 
     def render_context(self, title: str, text: str) -> list[int]:
@@ -284,7 +273,7 @@ class ChatTemplate:
             return self._template.render(
                 **(self._variables(safe, add_generation_prompt) | self.options)
             )
-        except (*_TEMPLATE_ERRORS, jinja2.TemplateError) as error:
+        except Exception as error:  # a template may do anything wrong
             raise InputError(f"the chat template rejects this conversation: {error}") from error
 
     def _variables(
@@ -323,10 +312,8 @@ class ChatTemplate:
 
 def _shared_length(a: str, b: str) -> int:
     """How many characters two texts begin alike with."""
-    if a.startswith(b):
-        return len(b)
     pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), len(a))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def _to_json(value: Any, **options: Any) -> str:

@@ -16,7 +16,6 @@ from etils import epath
 
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.rope import Rope, parse_rope, rope_fields
-from cartridges_jax.models.rope import to_hf_fields as rope_to_hf_fields
 
 FAMILIES = {  # the class that transformers names, and its model_type
     "LlamaForCausalLM": "llama",
@@ -237,36 +236,4 @@ def read_json_object(path: epath.Path) -> dict[str, Any]:
         raise InputError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InputError(f"{path} holds {type(fields).__name__}, expected an object")
-    return fields
-
-
-def to_hf_fields(config: ModelConfig) -> dict[str, Any]:
-    """Returns the fields of a `config.json` that transformers reads as the same model."""
-    architecture = next(name for name, family in FAMILIES.items() if family == config.family)
-    fields: dict[str, Any] = {
-        "architectures": [architecture],
-        "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.mlp_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope.theta,
-        "rope_parameters": rope_to_hf_fields(config.rope),
-        "tie_word_embeddings": config.tie_embeddings,
-        "max_position_embeddings": config.max_position_embeddings,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": list(config.eos_token_ids),
-        "dtype": "float32",
-    }
-    if config.family in ("llama", "qwen3"):
-        fields["attention_bias"] = config.qkv_bias
-    if config.family == "llama":
-        fields["mlp_bias"] = config.mlp_bias
-    if config.family == "mistral":
-        fields["sliding_window"] = None
     return fields

@@ -152,21 +152,6 @@ def _yarn_attention_factor(rope: dict[str, Any], factor: float) -> float:
     return magnitude(above) / magnitude(below) if above and below else magnitude(1.0)
 
 
-def to_hf_fields(rope: Rope) -> dict[str, Any]:
-    """Returns the `rope_parameters` of a config.json.
-
-    Raises:
-      InputError: if the frequencies are those of a GGUF file, for which a config.json has no words.
-    """
-    if isinstance(rope.scaling, FrequencyDivisors):
-        raise InputError("a config.json cannot tell the rope of this GGUF file")
-    kinds = {LinearScaling: "linear", Llama3Scaling: "llama3", YarnScaling: "yarn"}
-    fields: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
-    if rope.scaling is not None:
-        fields |= {"rope_type": kinds[type(rope.scaling)], **dataclasses.asdict(rope.scaling)}
-    return fields
-
-
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     """Returns the H / 2 rotation frequencies in radians per position, float32."""
     H = head_dim

@@ -53,10 +53,6 @@ class Tokenizer(abc.ABC):
     def has_piece(self, token: str) -> bool:
         """Whether a token of this spelling, special or not, has an id."""
 
-    @abc.abstractmethod
-    def files(self) -> dict[str, bytes]:
-        """The files of the tokenizer by name, as a Hugging Face folder holds them."""
-
     def special_id(self, token: str) -> int:
         """Returns the id of a special token; KeyError if there is none of that spelling."""
         return self.special_tokens[token]
@@ -207,23 +203,12 @@ class SentencePieceTokenizer(Tokenizer):
         # A model's vocabulary may be padded beyond the tokenizer's.
         return self._processor.decode([int(i) for i in token_ids if i < self.vocab_size])
 
-    def files(self) -> dict[str, bytes]:
-        fields = {
-            "tokenizer_class": "LlamaTokenizer",
-            "bos_token": self.bos_token,
-            "eos_token": self.eos_token,
-            "legacy": self._legacy,
-        }
-        config = json.dumps(fields, indent=2) + "\n"
-        return {"tokenizer.model": self._model_bytes, "tokenizer_config.json": config.encode()}
-
 
 class JsonTokenizer(Tokenizer):
     """A `tokenizer.json` of the tokenizers library."""
 
     def __init__(self, source: str, bos_token: str | None, eos_token: str | None):
         fields = json.loads(source)
-        self._source = source
         named = {token for token in (bos_token, eos_token) if token is not None}
         added = {t["content"]: t for t in fields.get("added_tokens") or ()}
         if named - added.keys():
@@ -257,15 +242,6 @@ class JsonTokenizer(Tokenizer):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._opening.decode([int(i) for i in token_ids], skip_special_tokens=True)
-
-    def files(self) -> dict[str, bytes]:
-        fields = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self.bos_token,
-            "eos_token": self.eos_token,
-        }
-        config = json.dumps(fields, indent=2) + "\n"
-        return {"tokenizer.json": self._source.encode(), "tokenizer_config.json": config.encode()}
 
 
 def _tokenizer(fields: dict[str, Any]) -> Any:

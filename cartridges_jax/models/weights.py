@@ -1,4 +1,4 @@
-"""Weights in and out: how our leaves and the tensors of a Hugging Face checkpoint correspond.
+"""Weights: how our leaves and the tensors of a Hugging Face checkpoint correspond.
 
 Weights are read lazily, slice by slice: each device's part of each leaf goes straight to it with
 the planned sharding and dtype, so the host holds one leaf beside what is placed. All missing, extra
@@ -7,6 +7,7 @@ of other formats give their tensors under these names and in this layout (`sourc
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -57,7 +58,7 @@ _TENSORS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class _Leaf:
+class Leaf:
     """One of our arrays and the Hugging Face tensors that it is made of, one for each layer."""
 
     names: tuple[str, ...]
@@ -72,18 +73,18 @@ class _Leaf:
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
-        return tuple(_product(self.sizes[a] for a in group) for group in self.hf_axes)
+        return tuple(math.prod(self.sizes[a] for a in group) for group in self.hf_axes)
 
     @property
     def size(self) -> int:
-        return len(self.names) * _product(self.hf_shape)
+        return len(self.names) * math.prod(self.hf_shape)
 
     def read(self, tensor: Tensor, parts: dict[str, tuple[int, int]], dtype: Any) -> np.ndarray:
         """Reads the part of a tensor that lies within `parts`, a range for each axis, as ours."""
         cuts, sizes = [], []
         for group in self.hf_axes:
             # Only the first axis of a merged group is ever split over devices.
-            inner = _product(self.sizes[a] for a in group[1:])
+            inner = math.prod(self.sizes[a] for a in group[1:])
             start, stop = parts[group[0]]
             cuts.append(slice(start * inner, stop * inner))
             sizes += [parts[a][1] - parts[a][0] for a in group]
@@ -91,17 +92,8 @@ class _Leaf:
         part = tensor.read(tuple(cuts), dtype).reshape(sizes)
         return part.transpose([order.index(a) for a in self.axes])
 
-    def to_hf(self, array: np.ndarray) -> np.ndarray:
-        """Turns one layer of ours into their layout."""
-        order = "".join(self.hf_axes)
-        return array.transpose([self.axes.index(a) for a in order]).reshape(self.hf_shape)
 
-
-def _product(numbers: Any) -> int:
-    return int(np.prod(list(numbers), dtype=np.int64))
-
-
-def _leaves(config: ModelConfig) -> Iterator[_Leaf]:
+def leaves(config: ModelConfig) -> Iterator[Leaf]:
     """Yields every array of a model with this config."""
     has = {
         "lm_head": not config.tie_embeddings,
@@ -121,12 +113,12 @@ def _leaves(config: ModelConfig) -> Iterator[_Leaf]:
             stacked = path.startswith("blocks.")
             layers = range(config.num_layers) if stacked else (0,)
             names = tuple(name.replace("#", str(layer)) for layer in layers)
-            yield _Leaf(names, path, tuple(hf_axes.split()), axes, config.sizes)
+            yield Leaf(names, path, tuple(hf_axes.split()), axes, config.sizes)
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every tensor of a Hugging Face checkpoint, by its name."""
-    return {name: leaf.hf_shape for leaf in _leaves(config) for name in leaf.names}
+    return {name: leaf.hf_shape for leaf in leaves(config) for name in leaf.names}
 
 
 def read_weights(
@@ -158,12 +150,12 @@ def read_weights(
         tensors are named together.
     """
     _check_names(where, tensors, config)
-    leaves = sorted(_leaves(config), key=lambda leaf: -leaf.size)
+    ordered = sorted(leaves(config), key=lambda leaf: -leaf.size)
     with jax.set_mesh(mesh):
         model = abstract_transformer(config, dtype, norm_dtype)
-        bar = progress(sum(leaf.size for leaf in leaves), "load", " weights", scaled=True)
-        for leaf in leaves:
-            parent, attribute = _find(model, leaf.path)
+        bar = progress(sum(leaf.size for leaf in ordered), "load", " weights", scaled=True)
+        for leaf in ordered:
+            parent, attribute = find_leaf(model, leaf.path)
             param = getattr(parent, attribute)
             spec = param.get_metadata()["spec"]
             value = _place(
@@ -179,18 +171,7 @@ def read_weights(
     return model
 
 
-def as_hf_tensors(model: Transformer) -> dict[str, np.ndarray]:
-    """The weights in float32, by Hugging Face name and in that layout."""
-    tensors = {}
-    for leaf in _leaves(model.config):
-        parent, attribute = _find(model, leaf.path)
-        value = np.asarray(getattr(parent, attribute)[...], np.float32)
-        for name, layer in zip(leaf.names, value if leaf.stacked else [value], strict=True):
-            tensors[name] = np.ascontiguousarray(leaf.to_hf(layer))
-    return tensors
-
-
-def _find(model: Transformer, path: str) -> tuple[Any, str]:
+def find_leaf(model: Transformer, path: str) -> tuple[Any, str]:
     """The module that holds a leaf, and the leaf's name in it."""
     *parents, attribute = path.split(".")
     module: Any = model
@@ -200,7 +181,7 @@ def _find(model: Transformer, path: str) -> tuple[Any, str]:
 
 
 def _place(
-    leaf: _Leaf,
+    leaf: Leaf,
     tensors: Mapping[str, Tensor],
     config: ModelConfig,
     sharding: NamedSharding,
@@ -231,7 +212,7 @@ def _all_finite(value: jax.Array) -> jax.Array:
     return jnp.isfinite(value).all()
 
 
-def _check_finite(where: str, leaf: _Leaf, value: jax.Array) -> None:
+def _check_finite(where: str, leaf: Leaf, value: jax.Array) -> None:
     if bool(_all_finite(value)):
         return
     layers = value if leaf.stacked else [value]

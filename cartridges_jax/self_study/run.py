@@ -5,13 +5,14 @@ Takes documents, hands on `conversations-*.array_record`, a shard for each unit 
 any length begin alike.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from cartridges_jax import files
-from cartridges_jax.config import check_ranges, digest, to_dict
+from cartridges_jax.config import check_ranges, digest
 from cartridges_jax.corpus import Document, corpus_identity
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
@@ -67,7 +68,7 @@ def study_inputs(config: Any, client: Client, documents: Sequence[Document]) -> 
 
     How many are wanted is not among it: a larger run continues a smaller one.
     """
-    inputs = to_dict(config) | {
+    inputs = dataclasses.asdict(config) | {
         "model": client.fingerprint,
         "corpus": corpus_identity(documents),
     }
@@ -96,22 +97,21 @@ def write_units(
       InputError: if so little is kept that no end is in sight.
     """
     shards = ShardSet.open(files.output_folder(out), SHARDS, inputs)
-    bar = progress(wanted, "self-study", "conv", shards.num_records)
     index = 0
-    while shards.num_records < wanted:
-        most = HOPELESS_UNITS if not shards.num_records else 50 + 20 * wanted / per_unit
-        if index >= most:
-            raise InputError(
-                f"after {index} chunks only {shards.num_records} of {wanted} conversations were "
-                "kept: what bot A wrote was no request, or an answer did not end within its "
-                "tokens; raise num_examples, question_max_tokens or answer_max_tokens, or lower "
-                "min_answer_confidence"
-            )
-        if index not in shards.shards:
-            found = study(index)
-            records = [c.to_bytes() for c in found]
-            shards.write(index, records, dropped=per_unit - len(records))
-            bar.update(len(records))
-        index += 1
-    bar.close()
+    with progress(wanted, "self-study", "conv", shards.num_records) as bar:
+        while shards.num_records < wanted:
+            most = HOPELESS_UNITS if not shards.num_records else 50 + 20 * wanted / per_unit
+            if index >= most:
+                raise InputError(
+                    f"after {index} chunks only {shards.num_records} of {wanted} conversations "
+                    "were kept: what bot A wrote was no request, or an answer did not end within "
+                    "its tokens; raise num_examples, question_max_tokens or answer_max_tokens, or "
+                    "lower min_answer_confidence"
+                )
+            if index not in shards.shards:
+                found = study(index)
+                records = [c.to_bytes() for c in found]
+                shards.write(index, records, dropped=per_unit - len(records))
+                bar.update(len(records))
+            index += 1
     return shards

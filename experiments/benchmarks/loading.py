@@ -27,6 +27,7 @@ from cartridges_jax.models.sources.folder import FolderSource
 from cartridges_jax.models.weights import read_weights, tensor_shapes
 from cartridges_jax.sharding import make_mesh
 from experiments.benchmarks.measure import PeakMemory, anonymous_bytes
+from experiments.export import config_fields
 from experiments.model_shapes import LLAMA_3_2_1B
 from experiments.record import write_result
 
@@ -39,7 +40,7 @@ FILES = 4
 
 def write_checkpoint(folder: epath.Path) -> int:
     """Writes random weights in the Hugging Face layout; returns their bytes."""
-    fields = model_config.to_hf_fields(LLAMA_3_2_1B) | {"dtype": "bfloat16"}
+    fields = config_fields(LLAMA_3_2_1B) | {"dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(fields))
     rng = np.random.default_rng(0)
     noise = (rng.standard_normal(2**20, np.float32) * 0.02).astype(jnp.bfloat16)

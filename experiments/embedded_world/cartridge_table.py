@@ -22,7 +22,7 @@ from etils import epath
 
 from cartridges_jax import Cartridge, Document, LanguageModel, load_model
 from cartridges_jax.config import digest
-from cartridges_jax.distillation.targets import score_targets, text_targets
+from cartridges_jax.distillation.targets import score_targets
 from cartridges_jax.distillation.train import train
 from cartridges_jax.evaluation.arms import (
     FULL_CONTEXT,
@@ -58,6 +58,7 @@ from experiments.embedded_world.studied_documents import (
 from experiments.embedded_world.study import synthesize
 from experiments.embedded_world.table_summary import scored, short_documents, still_valid
 from experiments.embedded_world.template_questions import TemplateClient
+from experiments.embedded_world.text_rows import text_targets
 from experiments.embedded_world.world.schema import GeneratedDocument
 from experiments.record import found_or_made, write_result
 

@@ -17,6 +17,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import time
 
@@ -49,8 +50,8 @@ from cartridges_jax.models.chat_template import ChatTemplate
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.fingerprint import weights_fingerprint
 from cartridges_jax.models.rope import Rope
-from cartridges_jax.models.sources.folder import FolderSource, export_folder
-from cartridges_jax.models.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer
+from cartridges_jax.models.sources.folder import FolderSource
+from cartridges_jax.models.tokenizer import SentencePieceTokenizer, Tokenizer
 from cartridges_jax.models.transformer import Transformer
 from cartridges_jax.sharding import DATA, TOKENS_BT, make_mesh, place
 from experiments.embedded_world import pointers, tokenizer_training, training_data
@@ -58,6 +59,7 @@ from experiments.embedded_world.induction_init import induction_initialize
 from experiments.embedded_world.pretraining import POINTER_HEADS, POINTER_WEIGHTS, mean_gradient
 from experiments.embedded_world.training_data import Phase
 from experiments.embedded_world.world import asking
+from experiments.export import export_folder
 from experiments.record import files_digest
 
 matplotlib.use("agg")
@@ -275,9 +277,17 @@ def export(out: epath.Path, model: Transformer) -> None:
     """Writes the model's folder, for us and for transformers, and the curves so far."""
     sentencepiece = (out / TOKENIZER).read_bytes()
     source = tokenizer_training.to_tokenizer_json(sentencepiece)
-    tokenizer = JsonTokenizer(source, tokenizer_training.BEGIN, tokenizer_training.END)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokenizer_training.BEGIN,
+        "eos_token": tokenizer_training.END,
+    }
+    tokenizer = {
+        "tokenizer.json": source.encode(),
+        "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        TOKENIZER: sentencepiece,
+    }
     export_folder(out / "model", model, tokenizer, tokenizer_training.CHAT_TEMPLATE)
-    files.write_bytes(out / "model" / TOKENIZER, sentencepiece)
     plot_curves(out)
 
 

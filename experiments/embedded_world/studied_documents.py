@@ -7,6 +7,7 @@ the second finds what the first has written.
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -54,7 +55,7 @@ RUNS = {
     ),
     "next token": ("text", dataclasses.replace(TRAIN, num_slots=BASELINE_SIZE)),
 }
-TEXT_ROWS = {"num_rows": 1024, "min_tokens": 64, "max_tokens": 256}
+TEXT_ROWS: dict[str, Any] = {"num_rows": 1024, "min_tokens": 64, "max_tokens": 256}
 SETTINGS = {
     "study": vars(STUDY),
     "template_study": vars(TEMPLATE_STUDY),

@@ -10,10 +10,10 @@ from cartridges_jax.corpus import Document
 from cartridges_jax.distillation import train as train_module
 from cartridges_jax.distillation.config import TrainConfig
 from cartridges_jax.distillation.step import learning_rate
-from cartridges_jax.distillation.targets import text_targets
 from cartridges_jax.distillation.train import train
 from cartridges_jax.errors import InputError
 from cartridges_jax.metrics import read_metrics
+from experiments.embedded_world.text_rows import text_targets
 from tests.conftest import MESHES, make_tiny_model
 
 DOCUMENT = Document("d", "People", "Ada Brown lives in Oslo. She works as a baker. " * 12)
@@ -28,8 +28,9 @@ CONFIG = TrainConfig(
 )
 
 
-def make_targets(model, folder):
-    text_targets(model, [DOCUMENT], folder, num_rows=40, min_tokens=10, max_tokens=60)
+def make_targets(model, folder, loss_on="answers"):
+    rows = {"num_rows": 40, "min_tokens": 10, "max_tokens": 60}
+    text_targets(model, [DOCUMENT], folder, **rows, loss_on=loss_on)
     return folder
 
 
@@ -37,7 +38,7 @@ def run(model, tmp_path, name, config=CONFIG, **options):
     return train(
         model,
         [DOCUMENT],
-        make_targets(model, tmp_path / "data"),
+        make_targets(model, tmp_path / "data", config.loss_on),
         tmp_path / name,
         config,
         **options,
@@ -191,7 +192,7 @@ def test_other_settings_and_other_models_are_refused(tiny, tmp_path):
     run(tiny, tmp_path, "run")
     with pytest.raises(InputError, match=r"learning_rate=0\.02, now learning_rate=0\.01"):
         run(tiny, tmp_path, "run", dataclasses.replace(CONFIG, learning_rate=0.01))
-    with pytest.raises(InputError, match=r"not those asked for: text\[0\]"):
+    with pytest.raises(InputError, match=r"not those asked for: corpus\[0\]"):
         text = [Document("d", "People", "Other text. " * 40)]
         train(tiny, text, tmp_path / "data", tmp_path / "run", CONFIG)
     other = make_tiny_model()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cartridges_jax.engine import decoding as generate
-from cartridges_jax.engine.answers import read_answer, settled
+from cartridges_jax.engine.answers import GenerationConfig, read_answer, settled
 from cartridges_jax.engine.sampling import _keep_likely, _sample
 from cartridges_jax.errors import InputError
 from tests.conftest import make_tiny_model
@@ -112,9 +112,8 @@ def test_nothing_of_a_stop_text_is_shown(trained, stop, step):
     for text in ("Preis: 5 € und mehr", "日本語テキスト", "Well 😀 done", "日本語 without it"):
         ids, shown = tokenizer.encode(text), ""
         for n in range(step, len(ids) + step, step):
-            answer = read_answer(
-                tokenizer, ids[:n], [0.0] * n, stop_ids=(), stop=[stop], max_new_tokens=len(ids)
-            )
+            config = GenerationConfig(len(ids), stop=(stop,))
+            answer = read_answer(tokenizer, ids[:n], [0.0] * n, config)
             shown += settled(answer, [stop])[len(shown) :]
         assert shown == text.partition(stop)[0]
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from sentencepiece import sentencepiece_model_pb2
 
 from cartridges_jax import load_model
+from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.sources.default import installed_file
 from cartridges_jax.models.sources.gguf import GgufSource
@@ -153,6 +154,11 @@ def add_tokenizer(writer, folder):
     writer.add_chat_template((folder / "chat_template.jinja").read_text())
 
 
+def as_saved(cartridge, folder):
+    cartridge.save(folder / "a.cartridge")
+    return Cartridge.load(folder / "a.cartridge")
+
+
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("case", CASES)
 def test_a_file_is_the_model_of_the_folder(tmp_path, case, kind):
@@ -162,6 +168,7 @@ def test_a_file_is_the_model_of_the_folder(tmp_path, case, kind):
     ids = np.random.default_rng(1).integers(3, 590, 300)
     want, got = (np.asarray(model.logits(ids)) for model in (folder, file))
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+    file.check_cartridge(as_saved(file.kv_as_cartridge(ids), tmp_path))
     assert file.config.eos_token_ids and file.config.tie_embeddings == folder.config.tie_embeddings
     if case != "mistral":  # whose merges SentencePiece takes by score
         text = (ROOT / "README.md").read_text()[:3000]

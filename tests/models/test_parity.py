@@ -9,13 +9,15 @@ torch = pytest.importorskip("torch", reason="the extra `parity` is not installed
 transformers = pytest.importorskip("transformers", reason="the extra `parity` is not installed")
 
 from cartridges_jax.attention import Mask, attention
-from cartridges_jax.engine.decoding import Decoding, Sampling
+from cartridges_jax.engine.answers import GenerationConfig
+from cartridges_jax.engine.decoding import Decoding
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.loading import load_model
 from cartridges_jax.models.fingerprint import weights_fingerprint
-from cartridges_jax.models.sources.folder import FolderSource, export_folder
+from cartridges_jax.models.sources.folder import FolderSource
 from cartridges_jax.models.transformer import KV, rms_norm
 from cartridges_jax.sharding import TOKENS_BT, place
+from experiments.export import export_folder
 from tests.conftest import TEST_MODEL
 
 LLAMA3 = {
@@ -179,8 +181,8 @@ def test_greedy_generation_of_a_padded_batch(pair, rng):
     theirs, ours, _ = pair
     prompts = [rng.integers(3, 2048, n).tolist() for n in (5, 40, 21)]
     run = Decoding(
-        ours.transformer, prompts, prefix=None, max_new_tokens=64, sampling=Sampling(),
-        seeds=[0, 0, 0], stop_ids=(), mesh=ours.mesh,
+        ours.transformer, prompts, GenerationConfig(64), seeds=[0, 0, 0], prefix=None,
+        mesh=ours.mesh,
     )  # fmt: skip
     run.advance()
     for prompt, (got, _) in zip(prompts, run.rows(), strict=True):
@@ -193,7 +195,8 @@ def test_greedy_generation_of_a_padded_batch(pair, rng):
 
 def test_export_is_loaded_by_transformers(pair, tmp_path, rng):
     theirs, ours, folder = pair
-    export_folder(tmp_path, ours.transformer, ours.tokenizer, ours.template.source)
+    tokenizer = {path.name: path.read_bytes() for path in folder.glob("tokenizer*")}
+    export_folder(tmp_path, ours.transformer, tokenizer, ours.template.source)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(again) is type(theirs)
     ids = torch.tensor(rng.integers(3, 2048, (1, 300)))

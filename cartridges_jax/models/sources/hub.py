@@ -4,8 +4,6 @@
 is in the cache is used.
 """
 
-from collections.abc import Callable
-
 import huggingface_hub
 from huggingface_hub import errors
 
@@ -15,37 +13,19 @@ _WANTED = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model")
 _UNWANTED = ("*/*", "consolidated*")  # other formats of the same weights
 
 
-def download_folder(repo: str, revision: str | None) -> str:
-    """Returns the folder of `org/name`.
+def download(repo: str, revision: str | None, name: str = "") -> str:
+    """Returns the path of the folder of `org/name`, or of one file of it.
 
     Raises:
-      InputError: if it cannot be had.
+      InputError: that says in one sentence why it cannot be had.
     """
-    return _told(
-        repo,
-        revision,
-        lambda: huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)
-        ),
-    )
-
-
-def download_file(repo: str, revision: str | None, name: str) -> str:
-    """Returns the path of one file of `org/name`.
-
-    Raises:
-      InputError: if it cannot be had.
-    """
-    return _told(
-        repo, revision, lambda: huggingface_hub.hf_hub_download(repo, name, revision=revision)
-    )
-
-
-def _told(repo: str, revision: str | None, download: Callable[[], str]) -> str:
-    """Downloads; says what is wrong in one sentence if that fails."""
     at = f" at revision {revision}" if revision else ""
     try:
-        return download()
+        if name:
+            return huggingface_hub.hf_hub_download(repo, name, revision=revision)
+        return huggingface_hub.snapshot_download(
+            repo, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)
+        )
     except errors.GatedRepoError as error:
         raise InputError(
             f"{repo} asks for its licence to be accepted on the Hub; accept it there and run "
@@ -56,13 +36,7 @@ def _told(repo: str, revision: str | None, download: Callable[[], str]) -> str:
             f"there is no folder {repo} here and no model {repo}{at} on the Hub (or it is "
             "private: run `hf auth login`)"
         ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise InputError(
-            f"there is no folder {repo} here, and the Hub cannot be reached; without a network, "
-            "give the path of a folder with config.json, *.safetensors and the tokenizer, or of a "
-            ".gguf file"
-        ) from error
-    except errors.EntryNotFoundError as error:
+    except errors.RemoteEntryNotFoundError as error:
         raise InputError(f"{repo}{at} on the Hub has no such file: {error}") from error
     except errors.HFValidationError as error:
         raise InputError(f"{repo!r} is no folder and no Hub name: {error}") from error

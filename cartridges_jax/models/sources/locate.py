@@ -42,8 +42,8 @@ def open_source(name: str | os.PathLike[str]) -> ModelSource:
     if not found or (text.endswith(".gguf") and not found["file"]):
         raise InputError(f"there is no model {text}; give {WAYS}")
     if found["file"]:
-        return GgufSource(hub.download_file(found["repo"], found["revision"], found["file"]))
-    return FolderSource(hub.download_folder(found["repo"], found["revision"]))
+        return GgufSource(hub.download(found["repo"], found["revision"], found["file"]))
+    return FolderSource(hub.download(found["repo"], found["revision"]))
 
 
 def is_model_name(name: str | os.PathLike[str]) -> bool:

@@ -12,7 +12,8 @@ from cartridges_jax.errors import InputError
 ConfigT = TypeVar("ConfigT")
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # 135 M to 1 B parameters on a CPU: chunks of a few pages, examples for bot A, small steps.
+    # 135 M to 1 B parameters on a CPU: chunks of a few pages, examples for bot A, answers of about
+    # a sentence (such a model rambles on), few rows a step and a high rate.
     "laptop": {
         "num_conversations": 512,
         "conversations_per_chunk": 64,
@@ -21,12 +22,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_examples": 5,
         "question_share": 0.8,
         "question_max_tokens": 48,
-        "answer_max_tokens": 64,
+        "answer_max_tokens": 48,
+        "answer_max_sentences": 1,
         "keep_unfinished": True,
         "row_length": 512,
         "rows_per_step": 1,
         "num_steps": 300,
-        "learning_rate": 2e-2,
+        "learning_rate": 7e-2,
     },
     # 3 B to 8 B (arXiv 2506.06266; LongHealth on Llama-3.2-3B): 2 x 65,536 conversations, slots
     # from 128 to 8,192, batches of 64 x 1,024 tokens, here in rows that take the longest answers.

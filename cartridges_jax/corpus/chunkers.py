@@ -19,7 +19,7 @@ TRIES = 10_000  # windows that are drawn until one shows text
 BYTES_OF_CHARACTER = 4  # at most, each of which may be a token
 NO_CHARACTER = "\ufffd"  # what a decoder makes of bytes that are none
 LONGEST_CUT = 0.4  # of a window's characters, at either end
-SENTENCE_END = r"[.!?][\"')\]]*(?=\s|$)"
+SENTENCE_END = r"(?:[.!?][\"')\]]*(?=\s|$)|[\u3002\uff01\uff1f\u0964])"  # Chinese, Hindi
 _BREAKS = (re.compile(r"\n"), re.compile(rf"{SENTENCE_END}\s"))  # the stronger first
 
 

@@ -58,6 +58,12 @@ class SynthesisConfig:
     answer_max_tokens: int = setting(
         256, "Longest answer, tokens; longer ones are dropped, or cut by keep_unfinished.", above=0
     )
+    answer_max_sentences: int = setting(
+        0,
+        "Cut an answer behind so many sentences; 0: nowhere. A small model says what it knows in "
+        "the first one and rambles on.",
+        at_least=0,
+    )
     keep_unfinished: bool = setting(
         False,
         "Keep what an answer has within its tokens. What the teacher would say next is learned at "

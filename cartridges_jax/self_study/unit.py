@@ -6,10 +6,12 @@ answers, never seeing the seed. A unit depends on (settings, corpus, model, inde
 
 import dataclasses
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from cartridges_jax.corpus import Chunk, Document, draw_chunk
+from cartridges_jax.corpus.chunkers import SENTENCE_END
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.chat_template import Message
@@ -18,6 +20,8 @@ from cartridges_jax.self_study.clients.base import Client
 from cartridges_jax.self_study.config import SynthesisConfig
 from cartridges_jax.self_study.conversation import Conversation
 from cartridges_jax.self_study.selection import Selection
+
+_ANSWER_END = re.compile(rf"(?<!^\d)(?<!^\d\d){SENTENCE_END}", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,15 +132,30 @@ def study_unit(
     )
     found = []
     for (request, prompt), answer in zip(asked.items(), answers, strict=True):
-        if answer is None or not (answer.finished or config.keep_unfinished):
+        if answer is None:
             continue
-        if answer.text.strip() and answer.confidence >= config.min_answer_confidence:
+        text, is_cut = first_sentences(answer.text, config.answer_max_sentences)
+        if not (answer.finished or is_cut or config.keep_unfinished):
+            continue
+        if text.strip() and answer.confidence >= config.min_answer_confidence:
             turns = (
                 Message(role="user", content=request),
-                Message(role="assistant", content=answer.text),
+                Message(role="assistant", content=text),
             )
             found.append(Conversation(f"{index}-{len(found)}", chunk, family, prompt, turns))
     return found
+
+
+def first_sentences(text: str, count: int) -> tuple[str, bool]:
+    """A text cut behind its first `count` sentences (0: all), and whether anything was cut off.
+
+    The number of a list's item ends none; an abbreviation does.
+    """
+    ends = [match.end() for match in _ANSWER_END.finditer(text)]
+    if not 0 < count <= len(ends):
+        return text, False
+    cut = text[: ends[count - 1]]
+    return cut, len(cut) < len(text.rstrip())
 
 
 def without_thoughts(message: str) -> str:

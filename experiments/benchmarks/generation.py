@@ -1,143 +1,205 @@
-"""Prefill and decode tokens/s beside transformers, in one run with the same threads.
+"""Reading and decoding on a CPU beside transformers and llama.cpp: same weights, same threads.
 
-    python -m experiments.benchmarks.generation
+    python -m experiments.benchmarks.generation --model=smollm2 --llama_python=PATH
 
-A random Llama of 60 M parameters in float32 on the CPU: prefill of 512 tokens in each of 8 rows,
-and 64 greedy tokens for 32 prompts of 64 tokens; median of `--repeats` alternating runs. Beside it
-the limits of this machine, measured in the same run: a large matrix product for prefill, reading
-memory for decode. About three minutes on two cores. The result is committed as
-experiments/results/generation.json.
+Reading is one text of 1,000 tokens. A decode step makes one greedy token in each of 1, 8 or 32 rows
+that begin with 16 tokens of their own, behind 1,000 tokens that all rows share (a cartridge of as
+many slots; transformers holds them once for each row, llama.cpp once) and without. All three take
+turns in one run; of each the median of `--repeats`. transformers runs from the same GGUF file, in
+float32 and in bfloat16, and the faster of the two counts. `--llama_python` is the interpreter of an
+environment that has llama-cpp-python (its own, as it compiles an engine); without it llama.cpp is
+left out. The result is kept as experiments/results/generation_MODEL.json. About ten minutes.
 """
 
-import dataclasses
+import json
 import os
-import pathlib
 import statistics
-import tempfile
+import subprocess
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 from absl import app, flags
+from etils import epath
 
-from cartridges_jax.engine.decoding import Decoding, Sampling
-from cartridges_jax.models.config import ModelConfig, read_config
-from cartridges_jax.models.sources.folder import FolderSource
-from cartridges_jax.models.transformer import Transformer
-from cartridges_jax.models.weights import read_weights
-from cartridges_jax.sharding import TOKENS_BT, make_mesh, place
-from experiments.benchmarks.measure import alternate, product_flops
+from cartridges_jax import load_model
+from cartridges_jax.engine.answers import GenerationConfig
+from cartridges_jax.engine.decoding import Decoding
+from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.models.sources.locate import open_source
+from experiments.benchmarks.measure import product_flops
 from experiments.record import write_result
 
-_OUT = flags.DEFINE_string("out", "experiments/results/generation.json", "Result file.")
-_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs of each, alternating.")
+_MODEL = flags.DEFINE_string("model", "smollm2", "smollm2 or a GGUF file.")
+_LLAMA = flags.DEFINE_string("llama_python", "", "Interpreter that has llama_cpp; empty: none.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each, alternating.")
 
-SHAPE = {
-    "vocab_size": 8192, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8,
-    "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64, "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-    "tie_word_embeddings": True, "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"},
-}  # fmt: skip
-PREFILL_ROWS, PREFILL_TOKENS = 8, 512
-DECODE_ROWS, PROMPT_TOKENS, NEW_TOKENS = 32, 64, 64
+SHARED, OWN, STEPS = 1000, 16, 32  # tokens: behind which, of a row, made in a timed run
+ROWS = (1, 8, 32)
+THEIRS = ("transformers float32", "transformers bfloat16")
+Run = Callable[[], float]  # does its work and tells the seconds that it took
 
 
-def summary(times: list[float], tokens: int) -> dict[str, float]:
-    rates = [tokens / t for t in times]
-    return {"tokens_per_s": statistics.median(rates), "low": min(rates), "high": max(rates)}
+class Ours:
+    """This package, as its users load it."""
+
+    def __init__(self, model: LanguageModel, ids: np.ndarray):
+        self._model, self._ids = model, ids
+
+    def read(self) -> float:
+        started = time.perf_counter()
+        jax.block_until_ready(self._model.read(self._ids[:SHARED]).kv)
+        return time.perf_counter() - started
+
+    def ready(self, rows: int, behind: bool) -> Run:
+        prompts = [self._ids[SHARED + i : SHARED + i + OWN].tolist() for i in range(rows)]
+        prefix = self._model.read(self._ids[:SHARED]) if behind else None
+
+        def steps() -> float:
+            run = Decoding(
+                self._model.transformer, prompts, GenerationConfig(STEPS),
+                seeds=[0] * rows, prefix=prefix, mesh=self._model.mesh,
+            )  # fmt: skip
+            run.advance(0)  # the prompts are read when this returns
+            started = time.perf_counter()
+            run.advance()
+            return time.perf_counter() - started
+
+        return steps
 
 
-@jax.jit
-def prefill(model: Transformer, token_ids: jax.Array) -> Any:
-    positions = jax.lax.broadcasted_iota(jnp.int32, token_ids.shape, 1, out_sharding=TOKENS_BT)
-    hidden, kv = model(token_ids, positions, jnp.zeros_like(token_ids))
-    return model.logits(hidden[:, -1:]), kv
+class Transformers:
+    """transformers, from the same file."""
+
+    def __init__(self, path: epath.Path, dtype: torch.dtype, ids: np.ndarray):
+        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=dtype
+        ).eval()
+        self._ids = torch.tensor(ids)
+
+    @torch.no_grad()
+    def _forward(self, ids: torch.Tensor, cache: Any) -> torch.Tensor:
+        out = self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1].argmax(-1, keepdim=True)
+
+    def read(self) -> float:
+        started = time.perf_counter()
+        self._forward(self._ids[None, :SHARED], transformers.DynamicCache())
+        return time.perf_counter() - started
+
+    def ready(self, rows: int, behind: bool) -> Run:
+        starts = self._ids.unfold(0, OWN, 1)[SHARED : SHARED + rows]
+
+        def begun() -> tuple[Any, torch.Tensor]:
+            cache = transformers.DynamicCache()
+            if behind:
+                self._forward(self._ids[None, :SHARED], cache)
+                cache.batch_repeat_interleave(rows)
+            return cache, self._forward(starts, cache)
+
+        cache, first = begun()
+        size = cache.get_seq_length()
+
+        def steps() -> float:
+            cache.crop(size)
+            token = first
+            started = time.perf_counter()
+            for _ in range(STEPS):
+                token = self._forward(token, cache)
+            return time.perf_counter() - started
+
+        return steps
 
 
-def limits(config: ModelConfig) -> dict[str, float]:
-    """What the machine could do: products and memory reads, each the best of ten runs."""
-    flops = product_flops()
-    copied, total = jnp.ones(2**26, jnp.float32), jax.jit(jnp.sum)
-    times = alternate({"read": lambda: total(copied).block_until_ready()}, 10)["read"]
-    read = copied.nbytes / min(times)
-    weights = config.num_params()
-    cache = DECODE_ROWS * (PROMPT_TOKENS + NEW_TOKENS / 2) * config.kv_floats_per_token
-    per_step = 4 * (weights + cache)  # bytes
-    return {
-        "product_gflops": flops / 1e9,
-        "read_gb_per_s": read / 1e9,
-        "prefill_tokens_per_s": flops / (2 * (weights - config.vocab_size * config.hidden_size)),
-        "decode_tokens_per_s": DECODE_ROWS
-        / max(per_step / read, 2 * weights * DECODE_ROWS / flops),
-    }
+class LlamaCpp:
+    """llama.cpp, in a process of another interpreter that times itself when it is told to."""
+
+    def __init__(self, python: str, path: epath.Path, ids: np.ndarray):
+        script = epath.Path(__file__).parent / "llama_cpp_peer.py"
+        self._process = subprocess.Popen(
+            [python, os.fspath(script), os.fspath(path), str(os.cpu_count())],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._ids = ids.tolist()
+
+    def _ask(self, **what: Any) -> float:
+        pipe_in, pipe_out = self._process.stdin, self._process.stdout
+        assert pipe_in is not None and pipe_out is not None
+        pipe_in.write(json.dumps(what) + "\n")
+        pipe_in.flush()
+        line = pipe_out.readline()
+        if not line:
+            raise SystemExit("llama.cpp's process has ended; see what it wrote above")
+        return json.loads(line)["seconds"]
+
+    def read(self) -> float:
+        return self._ask(read=self._ids[:SHARED])
+
+    def ready(self, rows: int, behind: bool) -> Run:
+        prompts = [self._ids[SHARED + i : SHARED + i + OWN] for i in range(rows)]
+        shared = self._ids[:SHARED] if behind else []
+        return lambda: self._ask(shared=shared, prompts=prompts, steps=STEPS)
+
+
+def timed(runs: dict[str, Run], tokens: int) -> dict[str, Any]:
+    """Tokens a second of each, in turns after a first run that counts not, and our ratios."""
+    found: dict[str, Any] = {}
+    seconds = [{name: run() for name, run in runs.items()} for _ in range(_REPEATS.value + 1)]
+    for name in runs:
+        rates = [tokens / turn[name] for turn in seconds[1:]]
+        found[name] = {
+            "tokens_per_s": round(statistics.median(rates), 1),
+            "low": round(min(rates), 1),
+            "high": round(max(rates), 1),
+        }
+    ours = found["ours"]["tokens_per_s"]
+    best = max(found[name]["tokens_per_s"] for name in THEIRS)
+    found["over transformers"] = round(ours / best, 2)
+    if "llama.cpp" in found:
+        found["over llama.cpp"] = round(ours / found["llama.cpp"]["tokens_per_s"], 2)
+    return found
 
 
 def main(_) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
-    torch.manual_seed(0)
-    theirs: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)).eval()
-    mesh = make_mesh(1, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
-        config = read_config(pathlib.Path(folder))
-        ours = read_weights(FolderSource(folder).tensors(), str(folder), config, mesh, jnp.float32)
-    rng = np.random.default_rng(0)
-    long = rng.integers(3, config.vocab_size, (PREFILL_ROWS, PREFILL_TOKENS)).astype(np.int32)
-    prompts = rng.integers(3, config.vocab_size, (DECODE_ROWS, PROMPT_TOKENS)).astype(np.int32)
+    path = epath.Path(open_source(_MODEL.value).where)
+    model = load_model(_MODEL.value)
+    vocabulary = min(model.config.vocab_size, model.tokenizer.vocab_size)
+    ids = np.random.default_rng(0).integers(100, vocabulary, SHARED + OWN + max(ROWS))
+    engines: dict[str, Any] = {"ours": Ours(model, ids)}
+    for name, dtype in zip(THEIRS, (torch.float32, torch.bfloat16), strict=True):
+        engines[name] = Transformers(path, dtype, ids)
+    if _LLAMA.value:
+        engines["llama.cpp"] = LlamaCpp(_LLAMA.value, path, ids)
 
-    def our_prefill() -> None:
-        with jax.set_mesh(mesh):
-            jax.block_until_ready(prefill(ours, place(mesh, long, TOKENS_BT)))
-
-    @torch.no_grad()
-    def their_prefill() -> None:
-        theirs(torch.tensor(long), use_cache=True, logits_to_keep=1)
-
-    made: dict[str, list[list[int]]] = {}
-
-    def our_decode() -> None:
-        run = Decoding(
-            ours, prompts.tolist(), prefix=None, max_new_tokens=NEW_TOKENS,
-            sampling=Sampling(), seeds=[0] * DECODE_ROWS, stop_ids=(), mesh=mesh,
-        )  # fmt: skip
-        run.advance()
-        made["ours"] = [ids for ids, _ in run.rows()]
-
-    def their_decode() -> None:
-        out = theirs.generate(
-            torch.tensor(prompts), attention_mask=torch.ones(prompts.shape, dtype=torch.long),
-            max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,
-            eos_token_id=None,
-        )  # fmt: skip
-        made["theirs"] = out[:, PROMPT_TOKENS:].tolist()
-
-    result = {}
-    for name, pair, tokens in (
-        ("prefill", (our_prefill, their_prefill), PREFILL_ROWS * PREFILL_TOKENS),
-        ("decode", (our_decode, their_decode), DECODE_ROWS * NEW_TOKENS),
-    ):
-        times = alternate(dict(zip(("ours", "theirs"), pair, strict=True)), _REPEATS.value)
-        mine, other = (summary(t, tokens) for t in times.values())
-        ratio = mine["tokens_per_s"] / other["tokens_per_s"]
-        result[name] = {"ours": mine, "transformers": other, "ratio": ratio}
-        print(name, {k: round(v["tokens_per_s"]) for k, v in (("ours", mine), ("hf", other))},
-              f"ratio {ratio:.2f}")  # fmt: skip
-    alike = sum(a == b for a, b in zip(made["ours"], made["theirs"], strict=True))
+    result: dict[str, Any] = {}
+    runs = {name: engine.read for name, engine in engines.items()}
+    result[f"read {SHARED} tokens"] = timed(runs, SHARED)
+    for behind in (False, True):
+        for rows in ROWS:
+            runs = {name: engine.ready(rows, behind) for name, engine in engines.items()}
+            where = f"behind {SHARED}" if behind else "alone"
+            result[f"decode {rows} rows {where}"] = timed(runs, rows * STEPS)
+    for name, found in result.items():
+        rates = {k: v if isinstance(v, float) else v["tokens_per_s"] for k, v in found.items()}
+        print(f"{name:26} {rates}")
+    weights = model.config.num_params() - model.config.vocab_size * model.config.hidden_size
+    flops = product_flops(dtype=str(np.dtype(model.transformer.blocks.q.weight[...].dtype)))
     result |= {
-        "equal_generations": f"{alike} of {DECODE_ROWS}",
-        "limits": limits(config),
-        "shape": SHAPE | {"parameters": config.num_params()},
-        "sizes": {"prefill": [PREFILL_ROWS, PREFILL_TOKENS],
-                  "decode": [DECODE_ROWS, PROMPT_TOKENS, NEW_TOKENS]},
+        "limits": {
+            "product_gflops": round(flops / 1e9),
+            "read_tokens_per_s": round(flops / (2 * weights)),
+        },
+        "model": model.identity["file"],
         "repeats": _REPEATS.value,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "config": dataclasses.asdict(config),
-    }  # fmt: skip
-    print({k: round(v, 1) for k, v in result["limits"].items()}, result["equal_generations"])
-    write_result(_OUT.value, result)
+    }
+    out = f"experiments/results/generation_{epath.Path(_MODEL.value).stem}.json"
+    write_result(out, result)
 
 
 if __name__ == "__main__":

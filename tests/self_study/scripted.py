@@ -45,5 +45,6 @@ class _Reader:
             drawn = random.Random(seed)
             text = self._client.ask(i, said) if self._asks else f"{drawn.random():.3f} for {said}"
             ended = self._asks or self._client.finished
+            text += "" if ended else " And then"
             replies.append(Reply(text, drawn.random(), ended))
         return replies

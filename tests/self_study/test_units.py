@@ -14,6 +14,7 @@ from cartridges_jax.self_study.clients.local import LocalClient
 from cartridges_jax.self_study.config import SynthesisConfig
 from cartridges_jax.self_study.conversation import load_conversations
 from cartridges_jax.self_study.run import synthesize
+from cartridges_jax.self_study.unit import first_sentences
 from tests.conftest import document_named
 from tests.self_study.scripted import ScriptedClient
 
@@ -125,6 +126,29 @@ def test_unfinished_answers_are_kept_if_asked_for(trained, document, tmp_path):
     assert synthesize(trained, [document], tmp_path / "kept", config, cut).num_records >= 24
     with pytest.raises(InputError, match="did not end within its tokens"):
         synthesize(trained, [document], tmp_path / "none", CONFIG, cut)
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "want"),
+    [
+        ("It is Tom. He sails. He", 1, ("It is Tom.", True)),
+        ("It is Tom. He sails. He", 2, ("It is Tom. He sails.", True)),
+        ("It is Tom. He sails. He", 0, ("It is Tom. He sails. He", False)),
+        ("It is Tom.\n", 1, ("It is Tom.", False)),
+        ("It costs 4.50 crowns", 1, ("It costs 4.50 crowns", False)),
+        ("Two boats:\n1. The Heron. It is large.\n2. The", 1, ("Two boats:\n1. The Heron.", True)),
+        ("船长是汤姆。他的船", 1, ("船长是汤姆。", True)),
+    ],
+)
+def test_an_answer_is_cut_behind_a_sentence(text, count, want):
+    assert first_sentences(text, count) == want
+
+
+def test_a_cut_answer_need_not_have_ended(trained, document, tmp_path):
+    config = dataclasses.replace(CONFIG, answer_max_sentences=1)
+    found = synthesize(trained, [document], tmp_path, config, ScriptedClient(finished=False))
+    answers = [c.messages[1]["content"] for c in everything(found)]
+    assert answers and all(answer.endswith("?") for answer in answers)
 
 
 def test_the_test_model_studies_a_document(trained, document, tmp_path):

@@ -33,6 +33,7 @@ from cartridges_jax.sharding import DATA
 DOCUMENT = epath.Path(__file__).parent / "document.md"
 QUESTIONS = epath.Path(__file__).parent / "questions.jsonl"
 FEWEST_SLOTS = 4
+ANSWER_TOKENS = 48
 HELD_OUT = 64  # conversations, where there are no questions
 NO_ANSWERS = (
     "Nobody knows the right answers for this text. The figures say how closely the cartridge "
@@ -53,8 +54,8 @@ class DemoConfig:
         "", "JSON Lines of {question, answers} about it; empty: held-out conversations instead."
     )
     num_slots: int = setting(176, "Slots of the cartridge.", above=0)
-    num_conversations: int = setting(512, "Conversations of self-study.", above=0)
-    num_steps: int = setting(160, "Optimizer steps.", above=0)
+    num_conversations: int = setting(384, "Conversations of self-study.", above=0)
+    num_steps: int = setting(200, "Optimizer steps.", above=0)
     throughput_batch: int = setting(
         4, "Requests that decode together when speed is measured; 0: it is not.", at_least=0
     )
@@ -113,7 +114,7 @@ def run_demo(
         folder / name,
         questions,
         held_out,
-        EvaluateConfig(answer_max_tokens=64, throughput_batch=config.throughput_batch),
+        EvaluateConfig(answer_max_tokens=ANSWER_TOKENS, throughput_batch=config.throughput_batch),
         trained_on=folder / "data",
     )
     curve = report.training_plot({name: read_metrics(folder / name / "metrics.jsonl")})

@@ -5,16 +5,18 @@
 Reading is one text of 1,000 tokens. A decode step makes one greedy token in each of 1, 8 or 32 rows
 that begin with 16 tokens of their own, behind 1,000 tokens that all rows share (a cartridge of as
 many slots; transformers holds them once for each row, llama.cpp once) and without. All three take
-turns in one run; of each the median of `--repeats`. transformers runs from the same GGUF file, in
-float32 and in bfloat16, and the faster of the two counts. `--llama_python` is the interpreter of an
-environment that has llama-cpp-python (its own, as it compiles an engine); without it llama.cpp is
-left out. The result is kept as experiments/results/generation_MODEL.json. About ten minutes.
+turns in one run; of each the median of `--repeats`. transformers has the same weights unpacked, in
+float32 and in bfloat16, and the faster of the two counts; llama.cpp has the GGUF file.
+`--llama_python` is the interpreter of an environment that has llama-cpp-python (its own, as it
+compiles an engine); without it llama.cpp is left out. The result is kept as
+experiments/results/generation_MODEL.json. About ten minutes.
 """
 
 import json
 import os
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +34,7 @@ from cartridges_jax.engine.decoding import Decoding
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.sources.locate import open_source
 from experiments.benchmarks.measure import product_flops
+from experiments.export import export_folder
 from experiments.record import write_result
 
 _MODEL = flags.DEFINE_string("model", "smollm2", "smollm2 or a GGUF file.")
@@ -73,12 +76,11 @@ class Ours:
 
 
 class Transformers:
-    """transformers, from the same file."""
+    """transformers, from a folder of the same weights."""
 
-    def __init__(self, path: epath.Path, dtype: torch.dtype, ids: np.ndarray):
-        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=dtype
-        ).eval()
+    def __init__(self, folder: str, dtype: torch.dtype, ids: np.ndarray):
+        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        self._model.eval()
         self._ids = torch.tensor(ids)
 
     @torch.no_grad()
@@ -102,15 +104,15 @@ class Transformers:
             return cache, self._forward(starts, cache)
 
         cache, first = begun()
-        size = cache.get_seq_length()
 
         def steps() -> float:
-            cache.crop(size)
             token = first
             started = time.perf_counter()
             for _ in range(STEPS):
                 token = self._forward(token, cache)
-            return time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            cache.crop(-STEPS)  # what was made
+            return seconds
 
         return steps
 
@@ -171,8 +173,10 @@ def main(_) -> None:
     vocabulary = min(model.config.vocab_size, model.tokenizer.vocab_size)
     ids = np.random.default_rng(0).integers(100, vocabulary, SHARED + OWN + max(ROWS))
     engines: dict[str, Any] = {"ours": Ours(model, ids)}
-    for name, dtype in zip(THEIRS, (torch.float32, torch.bfloat16), strict=True):
-        engines[name] = Transformers(path, dtype, ids)
+    with tempfile.TemporaryDirectory() as folder:
+        export_folder(folder, load_model(_MODEL.value, dtype="float32").transformer, {}, "")
+        for name, dtype in zip(THEIRS, (torch.float32, torch.bfloat16), strict=True):
+            engines[name] = Transformers(folder, dtype, ids)
     if _LLAMA.value:
         engines["llama.cpp"] = LlamaCpp(_LLAMA.value, path, ids)
 

@@ -21,7 +21,8 @@ from cartridges_jax.self_study.config import SynthesisConfig
 from cartridges_jax.self_study.conversation import Conversation
 from cartridges_jax.self_study.selection import Selection
 
-_ANSWER_END = re.compile(rf"(?<!^\d)(?<!^\d\d){SENTENCE_END}", re.MULTILINE)
+# Neither the number of a list's item nor "Certainly!" is a sentence of an answer.
+_ANSWER_END = re.compile(rf"(?<!^\d)(?<!^\d\d)(?![!\uff01]){SENTENCE_END}", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +150,7 @@ def study_unit(
 def first_sentences(text: str, count: int) -> tuple[str, bool]:
     """A text cut behind its first `count` sentences (0: all), and whether anything was cut off.
 
-    The number of a list's item ends none; an abbreviation does.
+    A number of a list's item and an exclamation end none; an abbreviation does.
     """
     ends = [match.end() for match in _ANSWER_END.finditer(text)]
     if not 0 < count <= len(ends):

@@ -137,6 +137,7 @@ def test_unfinished_answers_are_kept_if_asked_for(trained, document, tmp_path):
         ("It is Tom.\n", 1, ("It is Tom.", False)),
         ("It costs 4.50 crowns", 1, ("It costs 4.50 crowns", False)),
         ("Two boats:\n1. The Heron. It is large.\n2. The", 1, ("Two boats:\n1. The Heron.", True)),
+        ("Certainly! Here is one. And", 1, ("Certainly! Here is one.", True)),
         ("船长是汤姆。他的船", 1, ("船长是汤姆。", True)),
     ],
 )

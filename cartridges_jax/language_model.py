@@ -219,10 +219,9 @@ class LanguageModel:
         if len(row_seeds) != len(rendered):
             raise InputError(f"{len(row_seeds)} seeds were given for {len(rendered)} prompts")
         piece = STREAM_TOKENS if stop else None  # stop texts are looked for while answers grow
-        parts = (self.transformer, self.tokenizer, self.mesh)
         out: list[Generation] = []
         for rows in batches(len(rendered), batch_size):
-            *_, answers = grow(*parts, rendered[rows], prefix, config, row_seeds[rows], piece)
+            *_, answers = self._grow(rendered[rows], prefix, config, row_seeds[rows], piece)
             out += answers
         return out
 
@@ -247,8 +246,7 @@ class LanguageModel:
         config = self._generation_config(max_new_tokens, sampling, stop, None)
         ids = self.render_prompt(prompt, has_context=prefix is not None)
         shown = 0
-        parts = (self.transformer, self.tokenizer, self.mesh)
-        for [answer] in grow(*parts, [ids], prefix, config, [seed % 2**31], STREAM_TOKENS):
+        for [answer] in self._grow([ids], prefix, config, [seed % 2**31], STREAM_TOKENS):
             new = settled(answer, config.stop)[shown:]
             shown += len(new)
             if new:
@@ -267,6 +265,19 @@ class LanguageModel:
         config = GenerationConfig(max_new_tokens, sampling, tuple(stop), ends)
         config.check()
         return config
+
+    def _grow(
+        self,
+        prompts: Sequence[Sequence[int]],
+        prefix: Prefix | None,
+        config: GenerationConfig,
+        seeds: Sequence[int],
+        piece: int | None,
+    ) -> Iterator[list[Generation]]:
+        """The answers of one batch as they grow; see `engine.generation.grow`."""
+        return grow(
+            self.transformer, self.tokenizer, self.mesh, prompts, prefix, config, seeds, piece
+        )
 
     def _checked(self, token_ids: Any) -> np.ndarray:
         """Token ids as int32, all of them of this model."""

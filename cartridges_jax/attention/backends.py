@@ -21,6 +21,7 @@ from cartridges_jax.sharding import on_tpu
 
 Implementation = Literal["reference", "folded", "blocked", "pallas", "pallas_interpret", "cudnn"]
 
+_BY_NAME: dict[str, Implementation] = {name: name for name in get_args(Implementation)}
 FEW_QUERIES = 8  # of a row: one batched product is as fast as kernels
 _PALLAS_HEADS = (64, 128, 256)
 _log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def choose(
         reason = _why_not(asked, is_cached, q, return_lse)
         if reason:
             raise ValueError(f"implementation={asked!r} {reason}")
-        return asked  # type: ignore[return-value]
+        return _BY_NAME[asked]
     if is_cached or q.shape[1] <= FEW_QUERIES:
         return _because("folded", "a cache, or few queries a row")
     if on_tpu():
@@ -75,8 +76,8 @@ def _log_once(message: str) -> None:
 
 def _why_not(asked: str, is_cached: bool, q: jax.Array, return_lse: bool) -> str | None:
     """Why an implementation that was asked for cannot serve; None if it can."""
-    if asked not in get_args(Implementation):
-        return f"is none of {', '.join(get_args(Implementation))}"
+    if asked not in _BY_NAME:
+        return f"is none of {', '.join(_BY_NAME)}"
     if asked in ("reference", "folded"):
         return None
     if is_cached:

@@ -54,7 +54,7 @@ def test_a_decode_loop_of_a_1b_model_copies_no_cache(mesh):
     assert loop.temporary_bytes < 2.2 * cache_bytes
     assert loop.output_bytes < 0.1 * cache_bytes  # the state is updated in place
     before_entry, entry, _ = loop.text.partition("\nENTRY")
-    whole_cache = re.compile(r"= \S*\[16,8,4,1024,64\]\S* copy\(")
+    whole_cache = re.compile(r"= \S*\[16,8,4,(1024,64|64,1024)\]\S* copy\(")
     assert entry and whole_cache.search(loop.text) and not whole_cache.search(before_entry)
 
 

@@ -15,21 +15,21 @@ from jaxtyping import Array, Float
 
 from cartridges_jax.attention.backends import Implementation, choose
 from cartridges_jax.attention.folded import folded_attention
-from cartridges_jax.attention.mask import Mask
+from cartridges_jax.attention.mask import Mask, Rows
 from cartridges_jax.attention.reference import reference_attention
-from cartridges_jax.attention.vjp import Rows, whole_rows
+from cartridges_jax.attention.vjp import whole_rows
 from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis, query_axis
 
 
 def attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B *SK H"],
-    v: Float[Array, "B *SK H"],
+    k: Float[Array, "B _ _ _"],
+    v: Float[Array, "B _ _ _"],
     mask: Mask,
     *,
     scale: float,
-    prefix: tuple[Float[Array, "*PK H"], Float[Array, "*PK H"]] | None = None,
-    heads_first: bool = False,
+    prefix: tuple[Float[Array, "_ _ _"], Float[Array, "_ _ _"]] | None = None,
+    as_cached: bool = False,
     implementation: Implementation | None = None,
     return_lse: bool = False,
 ) -> Any:
@@ -46,8 +46,8 @@ def attention(
       scale: factor on the scores (`H ** -0.5` in all supported models).
       prefix: keys and values [P, K, H] that all rows share; None for none. They are read in the
         dtype of `k`; their gradient has their own.
-      heads_first: keys and values are [B, K, S, H], those of the prefix [K, P, H]: the layout to
-        keep a cache in, as a step then reads it in order.
+      as_cached: keys are [B, K, H, S] and values [B, K, S, H], those of the prefix [K, H, P] and
+        [K, P, H]: the layout to keep a cache in, as both products then read it in order.
       implementation: None picks one, see `backends`; "pallas_interpret" runs the TPU kernels on a
         CPU.
       return_lse: also returns the log-sum-exp of each query's scores, differentiable.
@@ -61,16 +61,15 @@ def attention(
         fit each other.
     """
     T, N, H = q.shape[1:]
-    S, K = (k.shape[axis] for axis in ((2, 1) if heads_first else (1, 2)))
+    S, K = (v.shape[axis] for axis in ((2, 1) if as_cached else (1, 2)))
     heads, query_heads = head_axis(K), query_axis(N, K)
     queries = P(DATA, None, query_heads, None)
-    rows = P(DATA, heads, None, None) if heads_first else P(DATA, None, heads, None)
+    rows = P(DATA, heads, None, None) if as_cached else P(DATA, None, heads, None)
     slots = P(*rows[1:])
     if prefix is None:
-        none = (K, 0, H) if heads_first else (0, K, H)
-        empty = jax.sharding.reshard(jnp.zeros(none, k.dtype), slots)
-        prefix = (empty, empty)
-    num_slots = prefix[0].shape[1 if heads_first else 0]
+        none = ((K, H, 0), (K, 0, H)) if as_cached else ((0, K, H),) * 2
+        prefix = tuple(jax.sharding.reshard(jnp.zeros(n, k.dtype), slots) for n in none)
+    num_slots = prefix[1].shape[1 if as_cached else 0]
     length = jnp.minimum(num_slots if mask.prefix_length is None else mask.prefix_length, num_slots)
     is_cached = mask.query_offset is not None
     if not is_cached and T != S:
@@ -81,21 +80,19 @@ def attention(
     offset = jnp.asarray(mask.query_offset if is_cached else 0, jnp.int32)
 
     def local(q, k, v, prefix_k, prefix_v, segment_start, length, offset):
+        if as_cached:
+            k, v = jnp.moveaxis(k, 3, 1), v.swapaxes(1, 2)
+            prefix_k, prefix_v = jnp.moveaxis(prefix_k, 2, 0), prefix_v.swapaxes(0, 1)
         if query_heads != heads:  # this device's queries are of one kv head
-            k, v, prefix_k, prefix_v = (
-                _own_head(x, -3 if heads_first else -2) for x in (k, v, prefix_k, prefix_v)
-            )
+            k, v, prefix_k, prefix_v = map(_own_head, (k, v, prefix_k, prefix_v))
         # The padding in front of a prompt would see nothing: a softmax over no key is not a number.
         segment_start = jnp.clip(segment_start, 0, offset + jnp.arange(T))
-        direct = is_cached or chosen == "reference"
-        if heads_first != (is_cached and chosen == "folded"):
-            k, v, prefix_k, prefix_v = (x.swapaxes(-2, -3) for x in (k, v, prefix_k, prefix_v))
-        if direct:
-            run = reference_attention if chosen == "reference" else folded_attention
-            prefix_k, prefix_v = prefix_k.astype(k.dtype), prefix_v.astype(k.dtype)
-            more = {"query_offset": offset, "scale": scale}
-            return run(q, k, v, prefix_k, prefix_v, segment_start, length, **more)
-        return whole_rows(Rows(q, k, v, prefix_k, prefix_v, segment_start, length), scale, chosen)
+        of_rows = Rows(q, k, v, prefix_k, prefix_v, segment_start, length, offset)
+        if chosen == "reference":
+            return reference_attention(of_rows, scale=scale)
+        if is_cached:
+            return folded_attention(of_rows, scale=scale)
+        return whole_rows(of_rows, scale, chosen)
 
     mapped: Any = jax.shard_map(
         local,
@@ -107,7 +104,7 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-def _own_head(x: jax.Array, axis: int) -> jax.Array:
-    """Of all kv heads, along `axis`, the one whose queries this device has."""
-    index = jax.lax.axis_index(MODEL) * x.shape[axis] // jax.lax.axis_size(MODEL)
-    return jax.lax.dynamic_slice_in_dim(x, index, 1, axis)
+def _own_head(x: Float[Array, "*A K H"]) -> jax.Array:
+    """Of all kv heads the one whose queries this device has."""
+    index = jax.lax.axis_index(MODEL) * x.shape[-2] // jax.lax.axis_size(MODEL)
+    return jax.lax.dynamic_slice_in_dim(x, index, 1, -2)

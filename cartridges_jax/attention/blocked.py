@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cartridges_jax.attention.mask import NEG_INF, head_product
+from cartridges_jax.attention.mask import NEG_INF, Attended, Backward, Rows, head_product
 
 BLOCK = 136  # most queries of a block
 SCORES = 3400  # most queries of a block times heads: the scores of more leave the cache
@@ -192,23 +192,9 @@ def _in_the_loop(q: jax.Array, segment_start: jax.Array) -> tuple[jax.Array, jax
     return jax.lax.optimization_barrier((q, segment_start))
 
 
-def blocked_forward(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    prefix_k: Float[Array, "P K H"],
-    prefix_v: Float[Array, "P K H"],
-    segment_start: Int[Array, "B T"],
-    prefix_length: Int[Array, ""],
-    *,
-    scale: float,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """Attends within rows whose keys are their own T tokens; arguments as in `attention`.
-
-    Returns:
-      The attended values in the dtype of `q`, and the log-sum-exp of each query's scores in
-      float32.
-    """
+def blocked_forward(rows: Rows, *, scale: float) -> Attended:
+    """Attends within whole rows."""
+    q, k, v, prefix_k, prefix_v, segment_start, prefix_length, _ = rows
     T, N = q.shape[1:3]
     blocks = _Blocks(T, N, k.shape[2])
     q, segment_start = _in_the_loop(q, segment_start)
@@ -241,30 +227,9 @@ def blocked_forward(
     return jax.lax.map(one_row, (q, k, v, segment_start))
 
 
-def blocked_backward(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    prefix_k: Float[Array, "P K H"],
-    prefix_v: Float[Array, "P K H"],
-    segment_start: Int[Array, "B T"],
-    prefix_length: Int[Array, ""],
-    lse: Float[Array, "B T N"],
-    delta: Float[Array, "B T N"],
-    d_out: Float[Array, "B T N H"],
-    *,
-    scale: float,
-) -> tuple[jax.Array, ...]:
-    """The backward pass of `blocked_forward`, whose arguments come first.
-
-    Args beyond these:
-      lse: as it returned.
-      delta: sum over H of out * d_out, minus the gradient of lse.
-      d_out: gradient of the attended values.
-
-    Returns:
-      Gradients of q, k, v in their shapes and dtypes, and of prefix_k and prefix_v in float32.
-    """
+def blocked_backward(rows: Rows, back: Backward, *, scale: float) -> tuple[jax.Array, ...]:
+    """Gradients of q, k, v in their dtypes, and of prefix_k and prefix_v in float32."""
+    q, k, v, prefix_k, prefix_v, segment_start, prefix_length, _ = rows
     T, N = q.shape[1:3]
     P = prefix_k.shape[0]
     blocks = _Blocks(T, N, k.shape[2])
@@ -307,9 +272,9 @@ def blocked_backward(
         own = (x.swapaxes(-2, -3)[:T].astype(k.dtype) for x in (d_k, d_v))
         return (d_slots_k, d_slots_v), (_unfold(blocks, d_q), *own)
 
-    rows = (q, k, v, segment_start, lse, delta, d_out)
+    each = (q, k, v, segment_start, back.lse, back.delta, back.d_out)
     zero = jnp.zeros(prefixes[0].shape, jnp.float32)
-    d_prefix, (d_q, d_k, d_v) = jax.lax.scan(one_row, (zero, zero), rows)
+    d_prefix, (d_q, d_k, d_v) = jax.lax.scan(one_row, (zero, zero), each)
     return d_q, d_k, d_v, *(x.swapaxes(-2, -3) for x in d_prefix)
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cartridges_jax.attention.mask import visible_keys
+from cartridges_jax.attention.mask import Attended, Backward, Rows, visible_keys
 
 _HIDDEN = -0.5 * float(jnp.finfo(jnp.float16).max)  # finite in every half precision
 MOST_HEAD_DIM = 128
@@ -96,18 +96,9 @@ def _lengths(q: jax.Array, prefix_length: jax.Array) -> tuple[jax.Array, jax.Arr
     return jnp.full((1,), q.shape[1], jnp.int32), slots
 
 
-def cudnn_forward(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    prefix_k: Float[Array, "P K H"],
-    prefix_v: Float[Array, "P K H"],
-    segment_start: Int[Array, "B T"],
-    prefix_length: Int[Array, ""],
-    *,
-    scale: float,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """Attended values and log-sum-exp, as `blocked_forward`; on a GPU alone."""
+def cudnn_forward(rows: Rows, *, scale: float) -> Attended:
+    """Attended values and log-sum-exp of whole rows; on a GPU alone."""
+    q, k, v, prefix_k, prefix_v, segment_start, prefix_length, _ = rows
     B, T, N, _ = q.shape
     fused = _calls()
     options: Any = {"scale": scale, "return_residual": True}
@@ -130,33 +121,13 @@ def cudnn_forward(
     return (own_share * out + share * out_p).astype(q.dtype), joined
 
 
-def cudnn_backward(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    prefix_k: Float[Array, "P K H"],
-    prefix_v: Float[Array, "P K H"],
-    segment_start: Int[Array, "B T"],
-    prefix_length: Int[Array, ""],
-    lse: Float[Array, "B T N"],
-    delta: Float[Array, "B T N"],
-    d_out: Float[Array, "B T N H"],
-    *,
-    out: Float[Array, "B T N H"],
-    scale: float,
-) -> tuple[jax.Array, ...]:
-    """The backward pass of `cudnn_forward`, whose arguments come first.
+def cudnn_backward(rows: Rows, back: Backward, *, scale: float) -> tuple[jax.Array, ...]:
+    """Gradients of q, k, v, prefix_k and prefix_v in their dtypes.
 
-    Args beyond these:
-      lse: as it returned.
-      delta: as other backward passes take it; not used, the kernels sum out * d_out themselves.
-      d_out: gradient of the attended values.
-      out: as it returned.
-
-    Returns:
-      Gradients of q, k, v, prefix_k and prefix_v in their shapes and dtypes.
+    `back.delta` is not used: the kernels sum out * d_out themselves.
     """
-    del delta
+    q, k, v, prefix_k, prefix_v, segment_start, prefix_length, _ = rows
+    out, lse, _, d_out = back
     fused = _calls()
     bias = _bias(segment_start, q.dtype)
     d_q, d_k, d_v = _part_gradients(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cartridges_jax.attention.mask import NEG_INF, Attended, head_product, visible_keys
+from cartridges_jax.attention.mask import NEG_INF, Attended, Rows, head_product, visible_keys
 
 BLOCK = 512  # most queries of a kv head at a time; the scores of more leave a CPU's cache
 MOST_SCORES = 2**22  # of the rows' own keys, at a time
@@ -29,25 +29,17 @@ class _Part(NamedTuple):
     total: jax.Array  # [B, K, Q], the sum of exponentials below it
 
 
-def folded_attention(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
-    prefix_k: Float[Array, "K P H"],
-    prefix_v: Float[Array, "K P H"],
-    segment_start: Int[Array, "B T"],
-    prefix_length: Int[Array, ""],
-    *,
-    query_offset: Int[Array, ""] | int = 0,
-    scale: float,
-) -> Attended:
-    """Attended values and log-sum-exp; arguments as in `attention`, heads before tokens."""
+def folded_attention(rows: Rows, *, scale: float) -> Attended:
+    """Attended values and log-sum-exp."""
+    q, k, v, prefix_k, prefix_v, *_ = rows = rows.in_one_dtype()
     B, T, N, H = q.shape
-    K, G = k.shape[1], N // k.shape[1]
+    K, G = k.shape[2], N // k.shape[2]
     folded = q.reshape(B, T, K, G, H).transpose(0, 2, 1, 3, 4).reshape(B, K, T * G, H)
-    part = _own_part(folded, k, v, segment_start, query_offset, scale)
-    if prefix_k.shape[1]:
-        part = _merged(part, _prefix_part(folded, prefix_k, prefix_v, prefix_length, scale))
+    keys, values = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
+    part = _own_part(folded, keys, values, rows.segment_start, rows.query_offset, scale)
+    if prefix_k.shape[0]:
+        slots = prefix_k.transpose(1, 2, 0), prefix_v.swapaxes(0, 1)
+        part = _merged(part, _prefix_part(folded, *slots, rows.prefix_length, scale))
 
     def tokens_first(x: jax.Array) -> jax.Array:
         split = x.reshape(B, K, T, G, *x.shape[3:])
@@ -66,7 +58,7 @@ def _merged(a: _Part, b: _Part) -> _Part:
 
 def _prefix_part(
     q: Float[Array, "B K Q H"],
-    prefix_k: Float[Array, "K P H"],
+    prefix_k: Float[Array, "K H P"],
     prefix_v: Float[Array, "K P H"],
     length: Int[Array, ""],
     scale: float,
@@ -74,14 +66,14 @@ def _prefix_part(
     """All rows' queries of a kv head against its slots, a block of queries at a time."""
     B, K, Q, H = q.shape
     queries = q.transpose(1, 0, 2, 3).reshape(K, B * Q, H)
-    live = (jnp.arange(prefix_k.shape[1]) < length)[:, None]
+    live = jnp.arange(prefix_k.shape[2]) < length
 
     def one_block(block: Float[Array, "K M H"]) -> tuple[jax.Array, ...]:
-        s = head_product(prefix_k, block, (2, 2)) * scale  # [K, P, M]
+        s = head_product(block, prefix_k, (2, 1)) * scale  # [K, M, P]
         s = jnp.where(live, s, NEG_INF)
-        top = s.max(1)
-        p = jnp.exp(s - top[:, None])
-        return head_product(p.astype(prefix_v.dtype), prefix_v, (1, 1)), top, p.sum(1)
+        top = s.max(-1)
+        p = jnp.exp(s - top[..., None])
+        return head_product(p.astype(prefix_v.dtype), prefix_v, (2, 1)), top, p.sum(-1)
 
     def rows_first(x: jax.Array) -> jax.Array:
         return x.reshape(K, B, Q, *x.shape[2:]).swapaxes(0, 1)
@@ -105,7 +97,7 @@ def _in_blocks(
 
 def _own_part(
     q: Float[Array, "B K Q H"],
-    k: Float[Array, "B K S H"],
+    k: Float[Array, "B K H S"],
     v: Float[Array, "B K S H"],
     segment_start: Int[Array, "B T"],
     query_offset: Int[Array, ""] | int,
@@ -113,12 +105,12 @@ def _own_part(
 ) -> _Part:
     """Each row's queries against its own keys, as many rows at a time as MOST_SCORES allow."""
     B, K, Q, _ = q.shape
-    S = k.shape[2]
+    S = k.shape[3]
     rows = max(1, min(B, MOST_SCORES // (K * Q * S)))
 
     def some_rows(args: tuple[jax.Array, ...]) -> _Part:
         q, k, v, start = args
-        s = jnp.einsum("BKQH,BKSH->BKQS", q, k, preferred_element_type=jnp.float32) * scale
+        s = jnp.einsum("BKQH,BKHS->BKQS", q, k, preferred_element_type=jnp.float32) * scale
         seen = visible_keys(start, query_offset, S)  # [B, T, S]
         seen = jnp.repeat(seen, Q // seen.shape[1], axis=1)  # a group's heads see alike
         s = jnp.where(seen[:, None], s, NEG_INF)

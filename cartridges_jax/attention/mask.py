@@ -34,7 +34,45 @@ def visible_keys(
     return causal & (key_index[None, None, :] >= segment_start[:, :, None])
 
 
-Attended = tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]  # values, log-sum-exp in float32
+class Rows(NamedTuple):
+    """What an implementation takes, on one device; `attention.api` says what each is.
+
+    Axes stand in this order whatever the order in memory: the compiler merges a turned view into
+    the product that reads it. A prefix may be float32 beside keys in half precision.
+    """
+
+    q: Float[Array, "B T N H"]
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
+    prefix_k: Float[Array, "P K H"]
+    prefix_v: Float[Array, "P K H"]
+    segment_start: Int[Array, "B T"]
+    prefix_length: Int[Array, ""]
+    query_offset: Int[Array, ""] | int = 0  # whole rows have 0, and S = T
+
+    def in_one_dtype(self) -> "Rows":
+        """The same with the prefix in the keys' dtype."""
+        dtype = self.k.dtype
+        return self._replace(
+            prefix_k=self.prefix_k.astype(dtype), prefix_v=self.prefix_v.astype(dtype)
+        )
+
+
+class Backward(NamedTuple):
+    """What the backward pass of whole rows takes beside them.
+
+    It hands out the gradients of q, k and v in their shapes, and those of the prefix, which are
+    sums over rows and so float32 where an implementation can sum so.
+    """
+
+    out: Float[Array, "B T N H"]  # the attended values
+    lse: Float[Array, "B T N"]
+    delta: Float[Array, "B T N"]  # sum over H of out * d_out, minus the gradient of lse
+    d_out: Float[Array, "B T N H"]  # gradient of the attended values
+
+
+# The attended values in the dtype of the queries; the log-sum-exp of their scores in float32.
+Attended = tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]
 
 
 def head_product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:

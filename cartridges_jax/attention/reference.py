@@ -4,24 +4,13 @@ Scores and softmax are float32. Time and memory grow with B * N * T * (P + S): f
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
-from cartridges_jax.attention.mask import NEG_INF, Attended, visible_keys
+from cartridges_jax.attention.mask import NEG_INF, Attended, Rows, visible_keys
 
 
-def reference_attention(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    prefix_k: Float[Array, "P K H"],
-    prefix_v: Float[Array, "P K H"],
-    segment_start: Int[Array, "B T"],
-    prefix_length: Int[Array, ""],
-    *,
-    query_offset: Int[Array, ""] | int = 0,
-    scale: float,
-) -> Attended:
+def reference_attention(rows: Rows, *, scale: float) -> Attended:
     """Attended values and log-sum-exp; see `attention.api.attention`."""
+    q, k, v, prefix_k, prefix_v, segment_start, prefix_length, query_offset = rows.in_one_dtype()
     B, T, N, H = q.shape
     K, S, P = k.shape[2], k.shape[1], prefix_k.shape[0]
     qg = (q.astype(jnp.float32) * scale).reshape(B, T, K, N // K, H)

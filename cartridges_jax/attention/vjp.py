@@ -2,55 +2,26 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
 
 from cartridges_jax.attention.blocked import blocked_backward, blocked_forward
 from cartridges_jax.attention.cudnn import cudnn_backward, cudnn_forward
 from cartridges_jax.attention.folded import folded_attention
-from cartridges_jax.attention.mask import Attended
+from cartridges_jax.attention.mask import Attended, Backward, Rows
 from cartridges_jax.attention.pallas_tpu import pallas_backward, pallas_forward
 
 # What a rematerialisation policy should save, so that the forward kernel does not run twice.
 SAVED_NAMES = ("attention_out", "attention_lse")
 
 
-class Rows(NamedTuple):
-    """What an implementation for whole rows takes, on one device."""
-
-    q: Float[Array, "B T N H"]
-    k: Float[Array, "B T K H"]
-    v: Float[Array, "B T K H"]
-    prefix_k: Float[Array, "P K H"]
-    prefix_v: Float[Array, "P K H"]
-    segment_start: Int[Array, "B T"]
-    length: Int[Array, ""]
-
-    def in_one_dtype(self) -> "Rows":
-        """The same with the prefix in the keys' dtype.
-
-        The cast is inside of the VJP, so that a float32 prefix has a float32 gradient, also where
-        it is summed over devices.
-        """
-        dtype = self.k.dtype
-        return self._replace(
-            prefix_k=self.prefix_k.astype(dtype), prefix_v=self.prefix_v.astype(dtype)
-        )
-
-
-def _folded_forward(q, k, v, prefix_k, prefix_v, segment_start, length, *, scale) -> Attended:
-    k, v, prefix_k, prefix_v = (x.swapaxes(-2, -3) for x in (k, v, prefix_k, prefix_v))
-    return folded_attention(q, k, v, prefix_k, prefix_v, segment_start, length, scale=scale)
-
-
 def _forward_pass(implementation: str) -> Callable[..., Attended]:
     match implementation:
         case "folded":
-            return _folded_forward
+            return folded_attention
         case "cudnn":
             return cudnn_forward
         case "pallas" | "pallas_interpret":
@@ -60,10 +31,10 @@ def _forward_pass(implementation: str) -> Callable[..., Attended]:
             return blocked_forward
 
 
-def _backward_pass(implementation: str, out: jax.Array) -> Callable[..., Any]:
+def _backward_pass(implementation: str) -> Callable[..., Any]:
     match implementation:
         case "cudnn":
-            return functools.partial(cudnn_backward, out=out)
+            return cudnn_backward
         case "pallas" | "pallas_interpret":
             interpret = implementation == "pallas_interpret"
             return functools.partial(pallas_backward, interpret=interpret)
@@ -80,7 +51,9 @@ def whole_rows(rows: Rows, scale: float, implementation: str) -> Attended:
 def _forward(
     rows: Rows, scale: float, implementation: str
 ) -> tuple[Attended, tuple[Rows, jax.Array, jax.Array]]:
-    out, lse = _forward_pass(implementation)(*rows.in_one_dtype(), scale=scale)
+    # The prefix is cast in here, so that a float32 one has a float32 gradient, also where it is
+    # summed over devices.
+    out, lse = _forward_pass(implementation)(rows.in_one_dtype(), scale=scale)
     out = checkpoint_name(out, SAVED_NAMES[0])
     lse = checkpoint_name(lse, SAVED_NAMES[1])
     return (out, lse), (rows, out, lse)
@@ -96,11 +69,10 @@ def _backward(
     rows, out, lse = saved
     d_out, d_lse = gradients
     delta = jnp.einsum("BTNH,BTNH->BTN", out, d_out, preferred_element_type=jnp.float32) - d_lse
-    backward = _backward_pass(implementation, out)
-    found = backward(*rows.in_one_dtype(), lse, delta, d_out, scale=scale)
+    back = Backward(out, lse, delta, d_out)
+    found = _backward_pass(implementation)(rows.in_one_dtype(), back, scale=scale)
     d_rows = [g.astype(x.dtype) for g, x in zip(found, rows[:5], strict=True)]
-    no_gradient: Any = None
-    return (Rows(*d_rows, segment_start=no_gradient, length=no_gradient),)
+    return (Rows(*d_rows, *(None,) * len(rows[5:])),)  # none for whole numbers
 
 
 whole_rows.defvjp(_forward, _backward)

@@ -42,7 +42,7 @@ class DecodeState(NamedTuple):
     """A batch whose answers are being made, on the device."""
 
     step: jax.Array  # tokens made so far, int32 scalar
-    cache: KV  # [L, B, K, T + room, H], or L of them
+    cache: KV  # of T + room tokens, see `KV.as_cached`
     logits: jax.Array  # of the next token, [B, V]
     token_ids: jax.Array  # [B, room]
     logprobs: jax.Array  # [B, room]
@@ -65,8 +65,7 @@ def _prefill(
     first_key = jnp.broadcast_to(padding[:, None], (B, T), out_sharding=TOKENS_BT)
     positions = jnp.maximum(jnp.arange(T) - first_key, 0) + start
     hidden, own = model(token_ids, positions, first_key, prefix=prefix)
-    grown = [(0, 0), (0, 0), (0, 0), (0, room), (0, 0)]
-    cache = KV(*(jnp.pad(x, grown) for x in own.heads_first()))
+    cache = own.as_cached(room)
     cache = cache.layers() if in_layers else cache
     logits = model.logits(hidden[:, -1:])[:, 0]
     empty = jnp.zeros_like(token_ids, shape=(B, room), out_sharding=TOKENS_BT)
@@ -97,7 +96,7 @@ def advance_batch(
 
     The prefix is as `_for_decoding` makes it; an unstacked model takes everything by layers.
     """
-    T = jax.tree.leaves(state.cache)[0].shape[-2] - state.token_ids.shape[1]
+    T = jax.tree.leaves(state.cache.v)[0].shape[-2] - state.token_ids.shape[1]
     start = 0 if prefix is None else prefix.next_position
     column = padding[:, None]
 
@@ -121,8 +120,8 @@ def advance_batch(
 
 @functools.partial(jax.jit, static_argnames="in_layers")
 def _for_decoding(prefix: Prefix, *, in_layers: bool) -> Prefix:
-    """A prefix as the loop over tokens reads it: heads first, or that layer by layer."""
-    kv = prefix.kv.heads_first()
+    """A prefix as the loop over tokens reads it, layer by layer if asked."""
+    kv = prefix.kv.as_cached()
     return prefix._replace(kv=kv.layers() if in_layers else kv)
 
 

@@ -30,16 +30,20 @@ from cartridges_jax.sharding import DATA, MODEL, on_cpu
 class KV(NamedTuple):
     """Rotated keys and values: of a prefix [L, P, K, H], or of rows [L, B, S, K, H].
 
-    What decoding reads keeps heads before tokens: [L, K, P, H] and [L, B, K, S, H]; for an
-    unstacked model it is a tuple of L arrays.
+    A decode cache (`as_cached`) keeps keys [L, B, K, H, S] and values [L, B, K, S, H], a prefix
+    before it likewise; for an unstacked model it is a tuple of L arrays.
     """
 
     k: Any
     v: Any
 
-    def heads_first(self) -> "KV":
-        """From [..., tokens, heads, H] to the layout of a decode cache."""
-        return KV(self.k.swapaxes(-2, -3), self.v.swapaxes(-2, -3))
+    def as_cached(self, room: int = 0) -> "KV":
+        """From [..., tokens, K, H] to the layout of a decode cache, with room for more tokens."""
+        k, v = jnp.moveaxis(self.k, -3, -1), self.v.swapaxes(-2, -3)
+        before = [(0, 0)] * (k.ndim - 2)
+        return KV(
+            jnp.pad(k, [*before, (0, 0), (0, room)]), jnp.pad(v, [*before, (0, room), (0, 0)])
+        )
 
     def layers(self) -> "KV":
         """As a tuple of each layer's arrays."""
@@ -52,17 +56,16 @@ class KV(NamedTuple):
         return KV(*(jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in self))
 
     def written(self, index: Any, new: "KV", offset: jax.Array) -> "KV":
-        """A cache with new tokens [B, K, T, H] of one layer at `offset`, in place under `jit`."""
+        """A cache with new tokens [B, T, K, H] of one layer at `offset`, in place under `jit`."""
 
-        def write(x: Any, new: jax.Array) -> Any:
+        def write(x: Any, new: jax.Array, *at: Any) -> Any:
             if not isinstance(x, tuple):
-                at = (index, 0, 0, offset, 0)
-                return jax.lax.dynamic_update_slice(x, new[None].astype(x.dtype), at)
-            own = x[index]
-            own = jax.lax.dynamic_update_slice(own, new.astype(own.dtype), (0, 0, offset, 0))
+                return jax.lax.dynamic_update_slice(x, new[None].astype(x.dtype), (index, *at))
+            own = jax.lax.dynamic_update_slice(x[index], new.astype(x[index].dtype), at)
             return (*x[:index], own, *x[index + 1 :])
 
-        return KV(write(self.k, new.k), write(self.v, new.v))
+        new = new.as_cached()
+        return KV(write(self.k, new.k, 0, 0, 0, offset), write(self.v, new.v, 0, 0, offset, 0))
 
 
 class Prefix(NamedTuple):
@@ -204,11 +207,12 @@ class Transformer(nnx.Module):
         *,
         prefix: Prefix | None = None,
     ) -> tuple[Float[Array, "B T D"], KV]:
-        """Runs a few new tokens against `cache` [L, B, K, S, H], writing them at `offset`.
+        """Runs a few new tokens against `cache`, writing them at `offset`.
 
-        Arguments as in `__call__`, but the prefix is [L, K, P, H]; `segment_start` counts in cache
-        indices. The cache is carried through the layers and updated in place: a step moves one
-        token of it, not all. An unstacked model takes cache and prefix as tuples of layers.
+        Arguments as in `__call__`, but the prefix is as `KV.as_cached` makes it; `segment_start`
+        counts in cache indices. The cache is carried through the layers and updated in place: a
+        step moves one token of it, not all. An unstacked model takes cache and prefix as tuples of
+        layers.
         """
         turn = self.turn(positions)
         scale = self.config.head_dim**-0.5
@@ -218,9 +222,9 @@ class Transformer(nnx.Module):
         def body(carry, block, slots, index):
             x, cache = carry
             q, k, v = block.qkv(x, turn)
-            cache = cache.written(index, KV(k, v).heads_first(), offset)
+            cache = cache.written(index, KV(k, v), offset)
             keys, values = cache.layer(index)
-            attended = attention(q, keys, values, mask, scale=scale, prefix=slots, heads_first=True)
+            attended = attention(q, keys, values, mask, scale=scale, prefix=slots, as_cached=True)
             return (block.mlp(block.attention_output(x, attended)), cache), None
 
         start = (self.embedding(token_ids, self.dtype), cache)

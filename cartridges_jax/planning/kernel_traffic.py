@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from cartridges_jax.attention.mask import Rows
 from cartridges_jax.attention.pallas_tpu.calls import Call, backward_calls, forward_call
 from cartridges_jax.attention.pallas_tpu.plan import make_plan, prepare
 
@@ -23,8 +24,9 @@ def calls_of(
     k = jnp.zeros((rows, num_tokens, num_kv_heads, head_dim), jnp.bfloat16)
     slots = jnp.zeros((num_slots, num_kv_heads, head_dim), jnp.bfloat16)
     start = jnp.zeros((rows, num_tokens), jnp.int32)
-    plans = [make_plan(q, k, slots, 1.0, None, False, backward) for backward in (False, True)]
-    forward, backward = [(p, prepare(p, q, k, k, slots, slots, start, num_slots)) for p in plans]
+    of = Rows(q, k, k, slots, slots, start, jnp.int32(num_slots))
+    plans = [make_plan(of, 1.0, None, False, backward) for backward in (False, True)]
+    forward, backward = [(plan, prepare(plan, of)) for plan in plans]
     number = jnp.zeros(backward[1].q.shape[:-1], jnp.float32)
     return {
         "forward": [forward_call(*forward)],

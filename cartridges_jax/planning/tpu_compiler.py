@@ -188,13 +188,18 @@ def compile_decode(
     room = cache_length // 2
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         heads = head_axis(K)
-        own = _shape(mesh, (L, rows, K, cache_length, H), dtype, None, DATA, heads)
-        slots = _shape(mesh, (L, K, num_slots, H), dtype, None, heads)
+
+        def cached(tokens: int, *rows: int) -> KV:
+            """As `KV.as_cached` lays tokens of rows, or slots, out."""
+            spec = (None, *(DATA for _ in rows), heads)
+            shapes = ((L, *rows, K, H, tokens), (L, *rows, K, tokens, H))
+            return KV(*(_shape(mesh, shape, dtype, *spec) for shape in shapes))
+
         scalar = _shape(mesh, (), jnp.int32)
         row = _shape(mesh, (rows,), jnp.int32, DATA)
         state = DecodeState(
             scalar,
-            KV(own, own),
+            cached(cache_length, rows),
             _shape(mesh, (rows, V), jnp.float32, DATA, MODEL),
             _shape(mesh, (rows, room), jnp.int32, *TOKENS_BT),
             _shape(mesh, (rows, room), jnp.float32, *TOKENS_BT),
@@ -203,7 +208,7 @@ def compile_decode(
         return _compile(
             advance_batch,
             abstract_model(config, mesh, dtype, quantization),
-            Prefix(KV(slots, slots), scalar, scalar),
+            Prefix(cached(num_slots), scalar, scalar),
             state,
             row,
             row,

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from cartridges_jax.attention import Mask, attention, backends, folded, pallas_tpu
 from cartridges_jax.attention import blocked as blocked_module
+from cartridges_jax.attention.mask import Backward, Rows
 from cartridges_jax.attention.pallas_tpu import plan
 from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis, make_mesh, place, query_axis
 from tests.conftest import MESHES
@@ -54,7 +55,7 @@ def make_case(rng, B=4, T=40, S=None, N=8, K=4, H=6, slots=5):
 
 
 def compiled(
-    mesh, case, *, dtype=jnp.float32, weights=None, heads_first=False, return_lse=True,
+    mesh, case, *, dtype=jnp.float32, weights=None, as_cached=False, return_lse=True,
     prefix_length=None, query_offset=None, **options,
 ):  # fmt: skip
     """A function without arguments: values and log-sum-exp, and gradients of all float inputs.
@@ -75,13 +76,14 @@ def compiled(
 
     def values(arrays):
         keys = [arrays[name] for name in ("k", "v", "prefix_k", "prefix_v")]
-        if heads_first:
-            keys = [x.swapaxes(-2, -3) for x in keys]
+        if as_cached:
+            turned = (jnp.moveaxis(keys[i], -3, -1) for i in (0, 2))
+            keys[::2], keys[1::2] = turned, (keys[i].swapaxes(-2, -3) for i in (1, 3))
         k, v, *prefix = keys
         found = attention(
             arrays["q"], k, v, Mask(start, prefix_length, query_offset),
             prefix=tuple(prefix) if case["prefix_k"].size else None, scale=0.37,
-            return_lse=return_lse, heads_first=heads_first, **options,
+            return_lse=return_lse, as_cached=as_cached, **options,
         )  # fmt: skip
         return found if return_lse else (found,)
 
@@ -126,13 +128,14 @@ def test_blocks_of_every_kind_are_visited_or_skipped(rng, monkeypatch, vmem):
     monkeypatch.setattr(plan, "sizes_of_chip", lambda: sizes)
     blocks = plan.Blocks(queries=128, row_keys=128, prefix_keys=128)
     case = make_case(rng, B=2, T=500, N=4, K=2, H=8, slots=300)
-    arrays = [jnp.asarray(x) for x in (*case.values(), 290)]
+    rows = Rows(*(jnp.asarray(x) for x in (*case.values(), 290)))
     d_out = jnp.asarray(rng.normal(size=case["q"].shape).astype(np.float32))
 
     def passes(forward, backward, **options):
-        out, lse = forward(*arrays, scale=0.3, **options)
+        out, lse = forward(rows, scale=0.3, **options)
         delta = jnp.einsum("BTNH,BTNH->BTN", out, d_out)
-        return out, lse, *backward(*arrays, lse, delta, d_out, scale=0.3, **options)
+        back = Backward(out, lse, delta, d_out)
+        return out, lse, *backward(rows, back, scale=0.3, **options)
 
     want = passes(blocked_module.blocked_forward, blocked_module.blocked_backward)
     got = passes(
@@ -262,10 +265,10 @@ def test_cached_queries_equal_the_whole_row(rng, monkeypatch, block, scores):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_heads_may_come_before_tokens(rng, implementation):
+def test_keys_may_lie_as_in_a_cache(rng, implementation):
     case = make_case(rng, T=50, slots=5)
     for mesh in (make_mesh(1, 1), make_mesh(2, 4), make_mesh(1, 8)):
-        got = run(mesh, case, implementation=implementation, heads_first=True)
+        got = run(mesh, case, implementation=implementation, as_cached=True)
         want = run(mesh, case, implementation=implementation)
         for a, b in zip(got, want, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)

@@ -15,7 +15,7 @@ from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.loading import load_model
 from cartridges_jax.models.fingerprint import weights_fingerprint
 from cartridges_jax.models.sources.folder import FolderSource
-from cartridges_jax.models.transformer import KV, rms_norm
+from cartridges_jax.models.transformer import rms_norm
 from cartridges_jax.sharding import TOKENS_BT, place
 from experiments.export import export_folder
 from tests.conftest import TEST_MODEL
@@ -157,8 +157,7 @@ def test_cached_decode_of_a_padded_batch(pair, rng):
     with jax.set_mesh(ours.mesh):
         start = on_mesh(ours, np.broadcast_to(padding[:, None], (2, T)))
         _, own = model(on_mesh(ours, ids[:, :T]), on_mesh(ours, positions[:, :T]), start)
-        grown = [(0, 0), (0, 0), (0, 0), (0, steps), (0, 0)]
-        cache = KV(*(jnp.pad(x, grown) for x in own.heads_first()))
+        cache = own.as_cached(steps)
         for t in range(T, T + steps):
             hidden, cache = model.decode(
                 on_mesh(ours, ids[:, t : t + 1]), on_mesh(ours, positions[:, t : t + 1]),

@@ -23,34 +23,20 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
+from cartridges_jax.attention.mask import Attended, Backward, Rows
 from cartridges_jax.attention.pallas_tpu.calls import backward_calls, forward_call
 from cartridges_jax.attention.pallas_tpu.plan import Blocks, make_plan, pad, prepare
 
 
 def pallas_forward(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    prefix_k: Float[Array, "P K H"],
-    prefix_v: Float[Array, "P K H"],
-    segment_start: Int[Array, "B T"],
-    prefix_length: Int[Array, ""],
-    *,
-    scale: float,
-    blocks: Blocks | None = None,
-    interpret: bool = False,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """Attended values in the dtype of `q`, and the log-sum-exp of each query's scores, float32.
-
-    See `attention.api.attention`; here queries are the rows' own tokens. `blocks` are for tests.
-    """
-    plan = make_plan(q, k, prefix_k, scale, blocks, interpret, backward=False)
-    x = prepare(plan, q, k, v, prefix_k, prefix_v, segment_start, prefix_length)
-    out, lse = forward_call(plan, x).run()
-    B, T, N, _ = q.shape
-    return _tokens_first(out, q.shape), lse.transpose(0, 3, 1, 2)[:, :T].reshape(B, T, N)
+    rows: Rows, *, scale: float, blocks: Blocks | None = None, interpret: bool = False
+) -> Attended:
+    """Attended values and log-sum-exp of whole rows. `blocks` are for tests."""
+    plan = make_plan(rows, scale, blocks, interpret, backward=False)
+    out, lse = forward_call(plan, prepare(plan, rows)).run()
+    B, T, N, _ = rows.q.shape
+    return _tokens_first(out, rows.q.shape), lse.transpose(0, 3, 1, 2)[:, :T].reshape(B, T, N)
 
 
 def _tokens_first(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -59,42 +45,28 @@ def _tokens_first(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def pallas_backward(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    prefix_k: Float[Array, "P K H"],
-    prefix_v: Float[Array, "P K H"],
-    segment_start: Int[Array, "B T"],
-    prefix_length: Int[Array, ""],
-    lse: Float[Array, "B T N"],
-    delta: Float[Array, "B T N"],
-    d_out: Float[Array, "B T N H"],
+    rows: Rows,
+    back: Backward,
     *,
     scale: float,
     blocks: Blocks | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, ...]:
-    """The backward pass of `pallas_forward`, whose arguments come first.
+    """Gradients of q, k, v in their dtypes, and of prefix_k and prefix_v in float32.
 
-    Args beyond these:
-      lse: as it returned.
-      delta: sum over H of out * d_out, minus the gradient of lse.
-      d_out: gradient of the attended values.
-
-    Returns:
-      Gradients of q, k, v in their shapes and dtypes (that of q in float32 where keys come in
-      chunks, as it is a sum over them), and of prefix_k and prefix_v in float32.
+    That of q is float32 where keys come in chunks, as it is a sum over them.
     """
-    plan = make_plan(q, k, prefix_k, scale, blocks, interpret, backward=True)
-    x = prepare(plan, q, k, v, prefix_k, prefix_v, segment_start, prefix_length)
+    plan = make_plan(rows, scale, blocks, interpret, backward=True)
     B, K, G, T, H = plan.B, plan.K, plan.G, plan.T, plan.H
 
     def per_query(x: jax.Array) -> jax.Array:
         return pad(x.reshape(B, -1, K, G).transpose(0, 2, 3, 1), 3, T)
 
-    d_folded = d_out.reshape(B, -1, K, G, H).transpose(0, 2, 3, 1, 4)
-    d_folded = pad(d_folded.astype(q.dtype), 3, T)
-    calls = backward_calls(plan, x, d_folded, per_query(lse), per_query(delta))
+    d_folded = back.d_out.reshape(B, -1, K, G, H).transpose(0, 2, 3, 1, 4)
+    d_folded = pad(d_folded.astype(rows.q.dtype), 3, T)
+    calls = backward_calls(
+        plan, prepare(plan, rows), d_folded, per_query(back.lse), per_query(back.delta)
+    )
     d_queries, *of_keys = zip(*(call.run() for call in calls), strict=True)
     dq = functools.reduce(jnp.add, d_queries)
     dk, dv, dpk, dpv = (jnp.concatenate(parts, axis=2) for parts in of_keys)
@@ -102,10 +74,6 @@ def pallas_backward(
     def tokens_first(x: jax.Array, length: int) -> jax.Array:
         return jnp.moveaxis(x[:, :, :length], 1, 2)
 
-    d_prefix = [tokens_first(x, prefix_k.shape[0]) for x in (dpk, dpv)]
-    return (
-        _tokens_first(dq, q.shape),
-        tokens_first(dk, k.shape[1]),
-        tokens_first(dv, v.shape[1]),
-        *(x[0] for x in d_prefix),
-    )
+    d_own = [tokens_first(x, rows.k.shape[1]) for x in (dk, dv)]
+    d_prefix = [tokens_first(x, rows.prefix_k.shape[0])[0] for x in (dpk, dpv)]
+    return _tokens_first(dq, rows.q.shape), *d_own, *d_prefix

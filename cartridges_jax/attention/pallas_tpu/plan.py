@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
+from cartridges_jax.attention.mask import Rows
 from cartridges_jax.shapes import round_up
 from cartridges_jax.sharding import on_tpu
 
@@ -112,25 +113,14 @@ def _chunks(
 
 
 def make_plan(
-    q: jax.Array, k: jax.Array, prefix_k: jax.Array, scale: float,
-    blocks: Blocks | None, interpret: bool, backward: bool,
-) -> Plan:  # fmt: skip
-    """Chooses blocks and chunks for one device's arrays.
-
-    Args:
-      q: queries [B, T, N, H].
-      k: the row's keys [B, T, K, H].
-      prefix_k: [P, K, H].
-      scale: factor on the scores.
-      blocks: the largest to take; None for those of the chip.
-      interpret: whether the kernels run on a CPU.
-      backward: for which of the two passes.
-    """
+    rows: Rows, scale: float, blocks: Blocks | None, interpret: bool, backward: bool
+) -> Plan:
+    """Chooses blocks, of at most `blocks` or the chip's own, and chunks, for one of the passes."""
     sizes = sizes_of_chip()
-    (B, T, N, H), K = q.shape, k.shape[2]
-    G, itemsize, width = N // K, q.dtype.itemsize, round_up(H, LANES)
+    (B, T, N, H), K = rows.q.shape, rows.k.shape[2]
+    G, itemsize, width = N // K, rows.q.dtype.itemsize, round_up(H, LANES)
     most = blocks or default_blocks(sizes, G, H)
-    tokens, slots = max(T, 1), max(prefix_k.shape[0], 1)  # no empty arrays
+    tokens, slots = max(T, 1), max(rows.prefix_k.shape[0], 1)  # no empty arrays
     bq = _block(tokens, most.queries)
     T = round_up(tokens, bq)
     fitted = Blocks(bq, _block(T, most.row_keys), _block(slots, most.prefix_keys))
@@ -176,8 +166,9 @@ class Inputs:
     scalars: tuple[jax.Array, jax.Array]
 
 
-def prepare(plan: Plan, q, k, v, prefix_k, prefix_v, segment_start, prefix_length) -> Inputs:
-    """Turns and pads the arguments of `pallas_forward`."""
+def prepare(plan: Plan, rows: Rows) -> Inputs:
+    """Turns and pads the arrays."""
+    q, k, v, prefix_k, prefix_v, segment_start, prefix_length, _ = rows
     B, T, K, G, H = plan.B, plan.T, plan.K, plan.G, plan.H
     tokens = q.shape[1]
     # A padding query sees itself alone: its row of weights is finite and its gradient zero.

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -181,6 +181,7 @@ class LanguageModel:
         seeds: Sequence[int] | None = None,
         stop: Sequence[str] = (),
         stop_token_ids: Sequence[int] | None = None,
+        enough: Callable[[str], bool] | None = None,
         batch_size: int = 64,
     ) -> list[Generation]:
         """Answers prompts in batches.
@@ -198,6 +199,7 @@ class LanguageModel:
           stop: texts that end an answer; they are not part of it.
           stop_token_ids: tokens that end an answer; None for the model's own `stop_ids`, an empty
             list for none.
+          enough: ends an answer whose text so far it is true of; it is asked every few tokens.
           batch_size: most prompts that run together.
 
         Returns:
@@ -211,6 +213,7 @@ class LanguageModel:
         config = self._generation_config(
             max_new_tokens, Sampling(float(temperature), top_k, float(top_p)), stop, stop_token_ids
         )
+        config = dataclasses.replace(config, enough=enough)
         if batch_size < 1:
             raise InputError(f"batch_size must be above 0, got {batch_size}")
         rendered = [self.render_prompt(p, has_context=prefix is not None) for p in prompts]
@@ -218,7 +221,7 @@ class LanguageModel:
         row_seeds = [s % 2**31 for s in given]
         if len(row_seeds) != len(rendered):
             raise InputError(f"{len(row_seeds)} seeds were given for {len(rendered)} prompts")
-        piece = STREAM_TOKENS if stop else None  # stop texts are looked for while answers grow
+        piece = STREAM_TOKENS if config.looks_at_text else None
         out: list[Generation] = []
         for rows in batches(len(rendered), batch_size):
             *_, answers = self._grow(rendered[rows], prefix, config, row_seeds[rows], piece)

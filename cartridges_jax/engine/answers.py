@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cartridges_jax.engine.sampling import Sampling
 from cartridges_jax.errors import InputError
@@ -14,12 +14,19 @@ class GenerationConfig:
     """How answers are made.
 
     `stop` are texts that end an answer and are not part of it; `stop_ids` tokens that end one.
+    `enough` ends one whose text so far it is true of; it is asked every few tokens.
     """
 
     max_new_tokens: int
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
+    enough: Callable[[str], bool] | None = None
+
+    @property
+    def looks_at_text(self) -> bool:
+        """Whether answers have to be read while they grow."""
+        return bool(self.stop) or self.enough is not None
 
     def check(self) -> None:
         """Raises InputError for settings that cannot be used."""
@@ -60,6 +67,7 @@ def read_answer(
         texts = (tokenizer.decode(ids[:n]) for n in range(len(ids) + 1))
         enough = next(n for n, so_far in enumerate(texts) if any(s in so_far for s in config.stop))
         return Generation(text[:at], ids[:enough], logprobs[:enough], "stop")
+    ended = ended or (config.enough is not None and config.enough(text))
     reason = "stop" if ended else "length" if len(ids) >= config.max_new_tokens else ""
     return Generation(text, ids, logprobs, reason)
 

@@ -130,6 +130,7 @@ def study_unit(
         temperature=config.answer_temperature,
         max_new_tokens=config.answer_max_tokens,
         seeds=[rng.randrange(2**31) for _ in asked],
+        enough=lambda text: first_sentences(text, config.answer_max_sentences)[1],
     )
     found = []
     for (request, prompt), answer in zip(asked.items(), answers, strict=True):

@@ -5,7 +5,7 @@ Everything else is as in self-study: the same chunks, and the model's own answer
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cartridges_jax import LanguageModel
@@ -62,11 +62,13 @@ class TemplateReader:
         temperature: float,
         max_new_tokens: int,
         seeds: Sequence[int],
+        enough: Callable[[str], bool] | None = None,
     ) -> list[Reply | None]:
         if self._has_asked:
             return self._local.complete(
-                requests, temperature=temperature, max_new_tokens=max_new_tokens, seeds=seeds
-            )
+                requests, temperature=temperature, max_new_tokens=max_new_tokens, seeds=seeds,
+                enough=enough,
+            )  # fmt: skip
         self._has_asked = True
         turns = [self._draw(random.Random(seed)) for seed in seeds]
         return [Reply(turn.question, 1.0) if turn else None for turn in turns]

@@ -104,6 +104,24 @@ def test_stop_texts_end_an_answer(trained):
         assert stop[:3] not in streamed
 
 
+def test_a_row_ends_once_its_text_is_enough(trained):
+    questions = [f"Write about {name}." for name in ("Oslo", "Rome", "Ada", "Bo")]
+    options = {"max_new_tokens": 60, "stop_token_ids": (), "temperature": 1.0}
+    whole = trained.generate(questions, **options)
+    asked = []
+
+    def enough(text):
+        asked.append(text)
+        return " " in text.strip()
+
+    cut = trained.generate(questions, enough=enough, **options)
+    for short, long in zip(cut, whole, strict=True):
+        assert long.text.startswith(short.text) and " " in short.text.strip()
+        assert short.finish_reason == "stop"
+        assert len(short.token_ids) < len(long.token_ids) == 60
+        assert len(short.logprobs) == len(short.token_ids)
+
+
 @pytest.mark.parametrize("stop", [" € ", "テキス", "😀"])
 @pytest.mark.parametrize("step", [1, 3, 8])
 def test_nothing_of_a_stop_text_is_shown(trained, stop, step):

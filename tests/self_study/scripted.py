@@ -38,7 +38,7 @@ class _Reader:
     def __init__(self, client, asks):
         self._client, self._asks = client, asks
 
-    def complete(self, requests, *, temperature, max_new_tokens, seeds):
+    def complete(self, requests, *, temperature, max_new_tokens, seeds, enough=None):
         replies = []
         for i, (request, seed) in enumerate(zip(requests, seeds, strict=True)):
             said = request[-1]["content"]

@@ -10,7 +10,7 @@ from cartridges_jax.corpus import Chunk, Document
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.chat_template import Message
 from cartridges_jax.self_study import seeds
-from cartridges_jax.self_study.clients.local import LocalClient
+from cartridges_jax.self_study.clients.local import LocalClient, LocalReader
 from cartridges_jax.self_study.config import SynthesisConfig
 from cartridges_jax.self_study.conversation import load_conversations
 from cartridges_jax.self_study.run import synthesize
@@ -83,6 +83,24 @@ def test_a_reader_goes_on_from_its_opening(trained):
     want = client.read(chunk).complete([[*opening, *request]], seeds=[1], **options)
     assert got[0] and want[0] and got[0].text == want[0].text
     assert abs(got[0].confidence - want[0].confidence) < 1e-5
+
+
+def test_bot_b_stops_behind_its_sentences_and_says_the_same(trained, document, tmp_path):
+    """Rows that end early change no conversation."""
+    config = dataclasses.replace(CONFIG, answer_max_sentences=1, keep_unfinished=True)
+    early = everything(synthesize(trained, [document], tmp_path / "early", config))
+
+    class ToTheEnd(LocalReader):
+        def complete(self, requests, **options):
+            return super().complete(requests, **options | {"enough": None})
+
+    class Patient(LocalClient):
+        def read(self, chunk, opening=()):
+            return ToTheEnd(**vars(super().read(chunk, opening)))
+
+    client = Patient(trained, CONFIG.conversations_per_chunk)
+    late = everything(synthesize(trained, [document], tmp_path / "late", config, client))
+    assert early == late and early
 
 
 def test_what_does_not_fit_the_window_gets_no_reply(trained, document):

@@ -1,7 +1,7 @@
 """What self-study asks of a model: to read a chunk, and to reply to messages about it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from cartridges_jax.corpus import Chunk
@@ -28,8 +28,9 @@ class ChunkReader(Protocol):
         temperature: float,
         max_new_tokens: int,
         seeds: Sequence[int],
+        enough: Callable[[str], bool] | None = None,
     ) -> list[Reply | None]:
-        """Answers every request, in order.
+        """Answers every request, in order. An answer may end once `enough` of its text is true.
 
         None where the chunk and the request leave no room for `max_new_tokens` in the window.
         """

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cartridges_jax.corpus import Chunk
@@ -53,6 +53,7 @@ class LocalReader:
         temperature: float,
         max_new_tokens: int,
         seeds: Sequence[int],
+        enough: Callable[[str], bool] | None = None,
     ) -> list[Reply | None]:
         room = self.model.config.window - int(self.prefix.next_position) - max_new_tokens
         prompts = [
@@ -70,6 +71,7 @@ class LocalReader:
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seeds=[seeds[i] for i in fitting],
+            enough=enough,
             batch_size=self.batch_size,
         )
         for i, a in zip(fitting, answers, strict=True):

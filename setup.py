@@ -38,7 +38,6 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "protobuf>=5",  # sentencepiece's model file is one
         "safetensors>=0.5",
-        "scipy>=1.13",
         "sentencepiece>=0.2",
         "tensorflow-datasets>=4.9.10",
         "tokenizers>=0.22",

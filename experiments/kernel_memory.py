@@ -27,17 +27,17 @@ from cartridges_jax.attention.pallas_tpu.plan import Plan, make_plan, sizes_of_c
 from cartridges_jax.distillation.lm_head import gather_positions
 from cartridges_jax.distillation.loss import LossSums
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.planning import kernel_traffic
-from cartridges_jax.planning.tpu_compiler import (
+from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT
+from experiments import kernel_traffic
+from experiments.model_shapes import LLAMA_3_1_8B, LLAMA_3_2_1B, LLAMA_3_2_3B, QWEN3_4B
+from experiments.record import write_result
+from experiments.tpu_compiler import (
     Compiled,
     compile_attention,
     compile_loss,
     compile_train_step,
     slice_mesh,
 )
-from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT
-from experiments.model_shapes import LLAMA_3_1_8B, LLAMA_3_2_1B, LLAMA_3_2_3B, QWEN3_4B
-from experiments.record import write_result
 
 _OUT = flags.DEFINE_string("out", "experiments/results/kernel_memory.json", "Result file.")
 

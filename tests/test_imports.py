@@ -18,7 +18,7 @@ LAYERS = (
     ("language_model", "loading", "initializers"),
     ("self_study",),
     ("distillation",),
-    ("presets", "evaluation", "planning"),
+    ("presets", "evaluation"),
     ("demo", "chat", "info"),
     ("commands",),
     ("cli", "__init__"),

@@ -9,14 +9,14 @@ import pytest
 
 pytest.importorskip("libtpu", reason="the extra `tpu` is not installed: no TPU compiler")
 
-from cartridges_jax.planning.tpu_compiler import (
+from experiments.model_shapes import LLAMA_3_2_1B
+from experiments.tpu_compiler import (
     compile_decode,
     compile_loss,
     compile_prefill,
     compile_train_step,
     slice_mesh,
 )
-from experiments.model_shapes import LLAMA_3_2_1B
 
 GIB = 2**30
 

@@ -8,7 +8,6 @@ from typing import Any
 from cartridges_jax.evaluation.questions import Question
 from cartridges_jax.evaluation.scoring import (
     Share,
-    difference_over_documents,
     is_right,
     normalise,
     paired_difference,
@@ -20,7 +19,6 @@ def score_answers(
     questions: Sequence[Question],
     answers: dict[str, list[str]],
     reference: str,
-    documents: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Scores every arm's answers.
 
@@ -28,13 +26,12 @@ def score_answers(
       questions: what was asked.
       answers: by arm, in the order of the questions.
       reference: the arm that the others are compared with, question by question.
-      documents: which document each question is about; None if it is one corpus.
 
     Returns:
       `accuracy`: by arm, over all questions, by type, over the questions that the reference gets
-      right, and the paired difference to the reference, of several documents with an interval over
-      these too; and `agreement` with the reference: the share of questions that both get right, or
-      answer in the same words. `answers`: every question with all answers.
+      right, and the paired difference to the reference; and `agreement` with the reference: the
+      share of questions that both get right, or answer in the same words. `answers`: every question
+      with all answers.
     """
     right = {
         arm: [is_right(text, q.answers, q.parser) for q, text in zip(questions, texts, strict=True)]
@@ -64,9 +61,6 @@ def score_answers(
             "difference_to_reference": difference.as_json(),
             "by_type": by_type,
         }
-        if documents is not None and len(set(documents)) > 1:
-            over = difference_over_documents(marks, right[reference], documents)
-            accuracy[arm]["difference_over_documents"] = over.as_json()
     chances: dict[str, float | None] = {}
     for kind in types:
         known = [q.chance for q in questions if q.type == kind and q.chance is not None]

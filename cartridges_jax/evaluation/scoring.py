@@ -2,7 +2,7 @@
 
 An answer that cannot be parsed is wrong. All intervals are of 95 %: of shares Wilson's (JASA 22,
 1927), of differences between two arms over the same questions Newcombe's for pairs (Statistics in
-Medicine 17, 1998, 2635, method 10), and where these are about several documents one over documents.
+Medicine 17, 1998, 2635, method 10).
 """
 
 import collections
@@ -11,9 +11,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-
-import numpy as np
-import scipy.special
 
 Z95 = 1.959963984540054
 
@@ -102,28 +99,6 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool]) -> Share:
     if n == 0:
         return Share(math.nan, -1.0, 1.0, 0)
     return Share((sum(a) - sum(b)) / n, *_newcombe(a, b), n)
-
-
-def difference_over_documents(
-    a: Sequence[bool], b: Sequence[bool], documents: Sequence[int]
-) -> Share:
-    """The same difference with an interval about other documents, each with its cartridge.
-
-    A ratio of sums over documents (Cochran, Sampling Techniques, section 6.4) with Student's t.
-
-    Args:
-      a: marks [n].
-      b: marks [n].
-      documents: which document each question is about, [n]; two or more.
-    """
-    _, of_question = np.unique(documents, return_inverse=True)
-    sizes = np.bincount(of_question)
-    sums = np.bincount(of_question, np.subtract(a, b, dtype=np.float64))
-    n, count = len(a), len(sizes)
-    value = sums.sum() / n
-    variance = count / (count - 1) * ((sums - value * sizes) ** 2).sum() / n**2
-    half = scipy.special.stdtrit(count - 1, 0.975) * math.sqrt(variance)
-    return Share(float(value), float(value - half), float(value + half), n)
 
 
 def _newcombe(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, float]:

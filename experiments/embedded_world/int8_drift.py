@@ -17,7 +17,6 @@ from absl import app, flags
 
 from cartridges_jax import LanguageModel, load_model
 from cartridges_jax.evaluation.arms import Arm, answer
-from cartridges_jax.evaluation.marks import score_answers
 from cartridges_jax.evaluation.questions import Question
 from cartridges_jax.models.chat_template import Message
 from experiments.embedded_world.documents import (
@@ -26,6 +25,7 @@ from experiments.embedded_world.documents import (
     embedded_questions,
     held_out_document,
 )
+from experiments.embedded_world.over_documents import score_documents
 from experiments.record import write_result
 
 _OUT = flags.DEFINE_string(
@@ -78,7 +78,7 @@ def main(_) -> None:
         questions += asked
         documents += [i] * len(asked)
         print(f"document {i + 1} of {_DOCUMENTS.value}", flush=True)
-    scores = score_answers(questions, answers, "float32", documents)
+    scores = score_documents(questions, answers, "float32", documents)
     del scores["answers"]
     kl = {name: float(np.mean(values)) for name, values in divergences.items()}
     for name in models:

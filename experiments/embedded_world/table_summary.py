@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from cartridges_jax.evaluation.arms import FULL_CONTEXT
-from cartridges_jax.evaluation.marks import score_answers
 from cartridges_jax.evaluation.questions import Question
+from experiments.embedded_world.over_documents import score_documents
 from experiments.embedded_world.studied_documents import BASELINE_SIZE, SIZES
 
 
@@ -28,7 +28,7 @@ def scored(parts: Sequence[dict[str, Any]], reference: str) -> dict[str, Any]:
     questions = [Question(**{**f, "answers": tuple(f["answers"])}) for f in fields]
     answers = {arm: [a for p in parts for a in p["answers"][arm]] for arm in parts[0]["answers"]}
     documents = [i for i, part in enumerate(parts) for _ in part["questions"]]
-    scores = score_answers(questions, answers, reference, documents)
+    scores = score_documents(questions, answers, reference, documents)
     del scores["answers"]  # they stand in the documents' own files
     return scores
 

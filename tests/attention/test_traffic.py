@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cartridges_jax.planning.kernel_traffic import bytes_read, bytes_written, calls_of
+from experiments.kernel_traffic import bytes_read, bytes_written, calls_of
 from experiments.model_shapes import LLAMA_3_1_8B, LLAMA_3_2_3B, QWEN3_4B
 
 

@@ -1,6 +1,6 @@
 """Which blocks of which array lie in VMEM when: grids and block maps of the kernels.
 
-A `Call` can be run, or counted (`planning.kernel_traffic`).
+A `Call` can be run, or counted (`experiments.kernel_traffic`).
 """
 
 import dataclasses

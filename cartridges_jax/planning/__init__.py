@@ -1,1 +1,0 @@
-"""What a run needs on a TPU slice, before there is one."""

@@ -57,9 +57,11 @@ def _stage_defaults(name: str, config_class: Any) -> dict[str, str]:
         by_preset = {p: v.get(field.name, field.default) for p, v in PRESETS.items()}
         if field.name == "preset":
             said[field.name] = f"default: {DEFAULT_PRESET}"
-        elif name in ("synthesize", "train") and len(set(by_preset.values())) > 1:
-            values = ", ".join(f"{preset} {value}" for preset, value in by_preset.items())
-            said[field.name] = f"default by preset: {values}"
+        elif name in ("synthesize", "train"):
+            first, *others = by_preset.values()
+            each = ", ".join(f"{preset} {value}" for preset, value in by_preset.items())
+            same = all(value == first for value in others)
+            said[field.name] = f"default: {first!r}" if same else f"default by preset: {each}"
         else:
             said[field.name] = f"default: {field.default!r}"
     return said

@@ -13,7 +13,7 @@ ConfigT = TypeVar("ConfigT")
 
 PRESETS: dict[str, dict[str, Any]] = {
     # 135 M to 1 B parameters on a CPU: chunks of a few pages, examples for bot A, answers of about
-    # a sentence (such a model rambles on), few rows a step and a high rate.
+    # a sentence (such a model rambles on), few rows a step and a high rate. Requests teach too.
     "laptop": {
         "num_conversations": 512,
         "conversations_per_chunk": 64,
@@ -29,6 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rows_per_step": 1,
         "num_steps": 300,
         "learning_rate": 7e-2,
+        "loss_on": "all",
     },
     # 3 B to 8 B (arXiv 2506.06266; LongHealth on Llama-3.2-3B): 2 x 65,536 conversations, slots
     # from 128 to 8,192, batches of 64 x 1,024 tokens, here in rows that take the longest answers.

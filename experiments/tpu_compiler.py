@@ -199,6 +199,7 @@ def compile_decode(
         row = _shape(mesh, (rows,), jnp.int32, DATA)
         state = DecodeState(
             scalar,
+            scalar,
             cached(cache_length, rows),
             _shape(mesh, (rows, V), jnp.float32, DATA, MODEL),
             _shape(mesh, (rows, room), jnp.int32, *TOKENS_BT),

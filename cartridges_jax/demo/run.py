@@ -89,7 +89,6 @@ def run_demo(
     if model.config.window < 2 * study.chunk_max_tokens:  # chunks as wide as a small window takes
         study = dataclasses.replace(study, chunk_min_tokens=0, chunk_max_tokens=0)
     synthesize(model, documents, folder / "data", study)
-    score_targets(model, folder / "data")
     held_out = None
     if not questions:
         other = {"num_conversations": HELD_OUT, "seed": config.seed + 1}

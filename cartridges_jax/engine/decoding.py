@@ -27,6 +27,7 @@ from cartridges_jax.sharding import DATA, TOKENS_BT, place
 
 LEAST_PROMPT = 32  # tokens; lengths are rounded up to few sizes from this one on
 ANSWER_STEP = 64  # room for new tokens; how many are made is not compiled in
+CACHE_STEP = 128  # tokens of a row in the cache; where answers begin in it is not compiled in
 LEAST_BATCH = 8  # rows; batches are of 1, 8, 16, 32, ... rows
 # Tokens after which rows that have ended may leave; multiples, however one advances.
 SHRINK_STEP = 16
@@ -42,7 +43,8 @@ class DecodeState(NamedTuple):
     """A batch whose answers are being made, on the device."""
 
     step: jax.Array  # tokens made so far, int32 scalar
-    cache: KV  # of T + room tokens, see `KV.as_cached`
+    begin: jax.Array  # where in the cache the first of them is, int32 scalar
+    cache: KV  # of prompts and new tokens, see `KV.as_cached`
     logits: jax.Array  # of the next token, [B, V]
     token_ids: jax.Array  # [B, room]
     logprobs: jax.Array  # [B, room]
@@ -65,13 +67,13 @@ def _prefill(
     first_key = jnp.broadcast_to(padding[:, None], (B, T), out_sharding=TOKENS_BT)
     positions = jnp.maximum(jnp.arange(T) - first_key, 0) + start
     hidden, own = model(token_ids, positions, first_key, prefix=prefix)
-    cache = own.as_cached(room)
+    cache = own.as_cached(round_up(T + room, CACHE_STEP) - T)
     cache = cache.layers() if in_layers else cache
     logits = model.logits(hidden[:, -1:])[:, 0]
     empty = jnp.zeros_like(token_ids, shape=(B, room), out_sharding=TOKENS_BT)
     done = padding >= T  # rows that only round the batch up
-    step = jnp.zeros((), jnp.int32)
-    return DecodeState(step, cache, logits, empty, empty.astype(jnp.float32), done)
+    step, begin = jnp.zeros((), jnp.int32), jnp.full((), T, jnp.int32)
+    return DecodeState(step, begin, cache, logits, empty, empty.astype(jnp.float32), done)
 
 
 @functools.partial(
@@ -96,7 +98,6 @@ def advance_batch(
 
     The prefix is as `_for_decoding` makes it; an unstacked model takes everything by layers.
     """
-    T = jax.tree.leaves(state.cache.v)[0].shape[-2] - state.token_ids.shape[1]
     start = 0 if prefix is None else prefix.next_position
     column = padding[:, None]
 
@@ -104,16 +105,18 @@ def advance_batch(
         return (state.step < until) & ~jnp.all(state.done)
 
     def advance(state):
-        step, cache, logits, ids, logprobs, done = state
+        step, begin, cache, logits, ids, logprobs, done = state
         token, logprob = choose(logits, seeds, step, sampling, how)
         token = jnp.where(done, 0, token)
         ids = jax.lax.dynamic_update_slice(ids, token[:, None], (0, step))
         logprobs = jax.lax.dynamic_update_slice(logprobs, logprob[:, None], (0, step))
         stopped = functools.reduce(jnp.logical_or, [token == i for i in stop_ids], done)
+        at = begin + step
         hidden, cache = model.decode(
-            token[:, None], T + step - column + start, column, cache, T + step, prefix=prefix
+            token[:, None], at - column + start, column, cache, at, prefix=prefix
         )
-        return DecodeState(step + 1, cache, model.logits(hidden)[:, 0], ids, logprobs, stopped)
+        logits = model.logits(hidden)[:, 0]
+        return DecodeState(step + 1, begin, cache, logits, ids, logprobs, stopped)
 
     return jax.lax.while_loop(keep_going, advance, state)
 
@@ -150,9 +153,10 @@ def _take_rows(
     cache = jax.tree.map(lambda x: rows(x, axis), state.cache)
     done = rows(state.done)
     done |= jax.sharding.reshard(jnp.arange(len(index)) >= live, jax.typeof(done).sharding.spec)
-    taken = DecodeState(
-        state.step, cache, rows(state.logits), rows(state.token_ids), rows(state.logprobs), done
-    )
+    taken = state._replace(
+        cache=cache, logits=rows(state.logits), token_ids=rows(state.token_ids),
+        logprobs=rows(state.logprobs), done=done,
+    )  # fmt: skip
     return taken, rows(padding), rows(seeds)
 
 

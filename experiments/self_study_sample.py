@@ -75,7 +75,12 @@ def study() -> None:
         }
         for c in random.Random(0).sample(found, SAMPLE)
     ]
-    head = {"model": model.identity["file"] or model.name, "text": _CORPUS.value, **counted(found)}
+    head = {
+        "model": model.identity["file"] or model.name,
+        "text": _CORPUS.value,
+        "sha256": documents[0].sha256[:12],  # a text may change after it was studied
+        **counted(found),
+    }
     RESULTS.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in (head, *rows)]
     (RESULTS / f"{name}.jsonl").write_text("".join(lines))

@@ -58,10 +58,10 @@ def _stage_defaults(name: str, config_class: Any) -> dict[str, str]:
         if field.name == "preset":
             said[field.name] = f"default: {DEFAULT_PRESET}"
         elif name in ("synthesize", "train"):
-            first, *others = by_preset.values()
             each = ", ".join(f"{preset} {value}" for preset, value in by_preset.items())
-            same = all(value == first for value in others)
-            said[field.name] = f"default: {first!r}" if same else f"default by preset: {each}"
+            same = len(set(by_preset.values())) == 1
+            usual = by_preset[DEFAULT_PRESET]
+            said[field.name] = f"default: {usual!r}" if same else f"default by preset: {each}"
         else:
             said[field.name] = f"default: {field.default!r}"
     return said
@@ -120,8 +120,10 @@ def entry_point() -> Any:
     # Programs compiled once are found again by the next command; set before jax is imported.
     from cartridges_jax.files import cache_folder
 
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.fspath(cache_folder() / "xla"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    programs = cache_folder("xla")
+    if programs is not None:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.fspath(programs))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     try:
         status = main()
         sys.stdout.flush()

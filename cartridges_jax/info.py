@@ -103,8 +103,8 @@ def _shards(shards: ShardSet) -> dict[str, Any]:
         settings = {k: v for k, v in shards.inputs.items() if k not in ("model", "corpus")}
         described["settings"] = json.dumps(settings)
     else:
-        described["tokens"] = shards.total("tokens")
-        described["target positions"] = shards.total("target_positions")
+        described["tokens"] = shards.total("row_tokens")
+        described["target positions"] = shards.total("row_targets")
     return described
 
 

@@ -5,9 +5,11 @@ the checkpoint, so that a resumed run's log equals an uninterrupted one's. Tenso
 written beside it where `tensorboardX` is installed.
 """
 
+import contextlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,23 +52,25 @@ class MetricsLog:
         kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
         files.write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = path.open("a")
-        self._events = _event_writer(os.fspath(self._folder), resume_step)
+        with files.writing(self._folder / "events"):
+            self._events = _event_log(os.fspath(self._folder), resume_step)
 
     def write(self, step: int, **values: float) -> None:
         """Records `values` of `step`."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+        with files.writing(self._folder / "metrics.jsonl"):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            if self._events is not None:
+                self._events.write(step, values)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
+        with contextlib.suppress(OSError):  # of a full disk `write` has told
+            self._file.close()
+            if self._events is not None:
+                self._events.close()
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
@@ -87,10 +91,37 @@ def _whole_lines(data: bytes) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _event_writer(folder: str, resume_step: int) -> Any:
+class _EventLog:
+    """TensorBoard events, written at once.
+
+    The writer that tensorboardX offers hands them to a thread, and waits for it forever once the
+    disk was full.
+    """
+
+    def __init__(self, folder: str, resume_step: int):
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self._event, self._scalar = event_pb2.Event, summary.scalar
+        self._writer = event_file_writer.EventsWriter(os.path.join(folder, "events"))
+        again = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.write_event(self._event(step=resume_step + 1, session_log=again))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            of_value = self._scalar(name, value)
+            self._writer.write_event(
+                self._event(wall_time=time.time(), step=step, summary=of_value)
+            )
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _event_log(folder: str, resume_step: int) -> _EventLog | None:
     try:
-        import tensorboardX
+        return _EventLog(folder, resume_step)
     except ImportError:
         _log.info("tensorboardX is not installed: no TensorBoard events (extra: metrics)")
         return None
-    return tensorboardX.SummaryWriter(folder, purge_step=resume_step + 1)

@@ -13,7 +13,7 @@ ConfigT = TypeVar("ConfigT")
 
 PRESETS: dict[str, dict[str, Any]] = {
     # 135 M to 1 B parameters on a CPU: chunks of a few pages, examples for bot A, answers of about
-    # a sentence (such a model rambles on), few rows a step and a high rate. Requests teach too.
+    # a sentence (such a model rambles on), few rows a step, a high rate, targets on requests too.
     "laptop": {
         "num_conversations": 512,
         "conversations_per_chunk": 64,

@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 
@@ -97,8 +98,8 @@ class ShardSet:
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def total(self, count: str) -> int:
-        """Sums one of the counts among the facts that were given to `write`."""
-        return sum(shard.get(count, 0) for shard in self.shards.values())
+        """Sums one of the counts, or lists of counts, that were given to `write`."""
+        return int(sum(np.sum(shard.get(count, 0)) for shard in self.shards.values()))
 
     def write(self, index: int, records: Sequence[bytes], **facts: int | str | list[int]) -> None:
         """Writes shard `index` and lists it, with `facts` about what it holds.
@@ -107,14 +108,16 @@ class ShardSet:
         shards that there are, since the whole manifest is written.
 
         Raises:
-          InputError: if another process has begun the set anew from other inputs.
+          InputError: if another process has begun the set anew from other inputs, or the disk is
+            full.
         """
         path = self.path(index)
         temporary = files.temporary_name(path)
-        writer = ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
-        for record in records:
-            writer.write(record)
-        writer.close()
+        with files.writing(path):
+            writer = ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
+            for record in records:
+                writer.write(record)
+            writer.close()
         shard = {"records": len(records), "sha256": _hash(records), **facts}
         manifest = self._manifest(self.folder, self.name)
         with files.locked(self.folder):
@@ -125,7 +128,8 @@ class ShardSet:
                     temporary.unlink()
                     raise InputError(f"another process has begun {manifest} with {difference}")
                 self.shards = listed.shards
-            files.commit(temporary, path)
+            with files.writing(path):
+                files.commit(temporary, path)
             self.shards[index] = shard
             shards = {str(i): self.shards[i] for i in sorted(self.shards)}
             files.write_json(manifest, {"inputs": self.inputs, "shards": shards}, indent=None)

@@ -24,9 +24,9 @@ def calls_of(
     k = jnp.zeros((rows, num_tokens, num_kv_heads, head_dim), jnp.bfloat16)
     slots = jnp.zeros((num_slots, num_kv_heads, head_dim), jnp.bfloat16)
     start = jnp.zeros((rows, num_tokens), jnp.int32)
-    of = Rows(q, k, k, slots, slots, start, jnp.int32(num_slots))
-    plans = [make_plan(of, 1.0, None, False, backward) for backward in (False, True)]
-    forward, backward = [(plan, prepare(plan, of)) for plan in plans]
+    inputs = Rows(q, k, k, slots, slots, start, jnp.int32(num_slots))
+    plans = [make_plan(inputs, 1.0, None, False, backward) for backward in (False, True)]
+    forward, backward = [(plan, prepare(plan, inputs)) for plan in plans]
     number = jnp.zeros(backward[1].q.shape[:-1], jnp.float32)
     return {
         "forward": [forward_call(*forward)],

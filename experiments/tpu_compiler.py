@@ -189,10 +189,10 @@ def compile_decode(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         heads = head_axis(K)
 
-        def cached(tokens: int, *rows: int) -> KV:
+        def cached(tokens: int, *batch: int) -> KV:
             """As `KV.as_cached` lays tokens of rows, or slots, out."""
-            spec = (None, *(DATA for _ in rows), heads)
-            shapes = ((L, *rows, K, H, tokens), (L, *rows, K, tokens, H))
+            spec = (None, *(DATA for _ in batch), heads)
+            shapes = ((L, *batch, K, H, tokens), (L, *batch, K, tokens, H))
             return KV(*(_shape(mesh, shape, dtype, *spec) for shape in shapes))
 
         scalar = _shape(mesh, (), jnp.int32)
@@ -229,7 +229,11 @@ def compile_train_step(
     num_slots: int,
     dtype: Any = jnp.bfloat16,
 ) -> Compiled:
-    """Compiles a step of `distillation.train`: packed rows, float32 slots and Adam moments."""
+    """Compiles a step of `distillation.train`: packed rows, float32 slots and Adam moments.
+
+    Half of the tokens are targets, as with `loss_on="answers"`; of all tokens the loss takes twice
+    the time and the same chunks of logits.
+    """
     L, K, H = config.num_layers, config.num_kv_heads, config.head_dim
     B, T, M, J = rows, row_length, row_length // 2, TOP_J
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

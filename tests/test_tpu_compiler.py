@@ -50,7 +50,7 @@ def test_a_decode_loop_of_a_1b_model_copies_no_cache(mesh):
     rows, length = 64, 1024
     loop = compile_decode(LLAMA_3_2_1B, mesh, rows=rows, cache_length=length, num_slots=2048)
     cache_bytes = 2 * 16 * rows * length * 8 * 64 * 2 / 16
-    # The loop has its own layout of the cache, in which heads of 64 fill half of a lane.
+    # The loop has its own layout of the cache, in which values' heads of 64 fill half of a lane.
     assert loop.temporary_bytes < 2.2 * cache_bytes
     assert loop.output_bytes < 0.1 * cache_bytes  # the state is updated in place
     before_entry, entry, _ = loop.text.partition("\nENTRY")

@@ -31,7 +31,8 @@ class _Part(NamedTuple):
 
 def folded_attention(rows: Rows, *, scale: float) -> Attended:
     """Attended values and log-sum-exp."""
-    q, k, v, prefix_k, prefix_v, *_ = rows = rows.in_one_dtype()
+    rows = rows.in_one_dtype()
+    q, k, v, prefix_k, prefix_v, *_ = rows
     B, T, N, H = q.shape
     K, G = k.shape[2], N // k.shape[2]
     folded = q.reshape(B, T, K, G, H).transpose(0, 2, 1, 3, 4).reshape(B, K, T * G, H)

@@ -61,8 +61,8 @@ class Rows(NamedTuple):
 class Backward(NamedTuple):
     """What the backward pass of whole rows takes beside them.
 
-    It hands out the gradients of q, k and v in their shapes, and those of the prefix, which are
-    sums over rows and so float32 where an implementation can sum so.
+    The pass hands out the gradients of q, k and v in their shapes, and those of the prefix, which
+    are sums over rows and so float32 where an implementation can sum so.
     """
 
     out: Float[Array, "B T N H"]  # the attended values

@@ -18,28 +18,19 @@ from cartridges_jax.attention.pallas_tpu import pallas_backward, pallas_forward
 SAVED_NAMES = ("attention_out", "attention_lse")
 
 
-def _forward_pass(implementation: str) -> Callable[..., Attended]:
+def _passes(implementation: str) -> tuple[Callable[..., Attended], Callable[..., Any]]:
+    """The forward and the backward pass."""
     match implementation:
         case "folded":
-            return folded_attention
+            return folded_attention, blocked_backward
         case "cudnn":
-            return cudnn_forward
+            return cudnn_forward, cudnn_backward
         case "pallas" | "pallas_interpret":
-            interpret = implementation == "pallas_interpret"
-            return functools.partial(pallas_forward, interpret=interpret)
+            how = {"interpret": implementation == "pallas_interpret"}
+            passes = pallas_forward, pallas_backward
+            return functools.partial(passes[0], **how), functools.partial(passes[1], **how)
         case _:
-            return blocked_forward
-
-
-def _backward_pass(implementation: str) -> Callable[..., Any]:
-    match implementation:
-        case "cudnn":
-            return cudnn_backward
-        case "pallas" | "pallas_interpret":
-            interpret = implementation == "pallas_interpret"
-            return functools.partial(pallas_backward, interpret=interpret)
-        case _:
-            return blocked_backward
+            return blocked_forward, blocked_backward
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -53,7 +44,7 @@ def _forward(
 ) -> tuple[Attended, tuple[Rows, jax.Array, jax.Array]]:
     # The prefix is cast in here, so that a float32 one has a float32 gradient, also where it is
     # summed over devices.
-    out, lse = _forward_pass(implementation)(rows.in_one_dtype(), scale=scale)
+    out, lse = _passes(implementation)[0](rows.in_one_dtype(), scale=scale)
     out = checkpoint_name(out, SAVED_NAMES[0])
     lse = checkpoint_name(lse, SAVED_NAMES[1])
     return (out, lse), (rows, out, lse)
@@ -70,9 +61,9 @@ def _backward(
     d_out, d_lse = gradients
     delta = jnp.einsum("BTNH,BTNH->BTN", out, d_out, preferred_element_type=jnp.float32) - d_lse
     back = Backward(out, lse, delta, d_out)
-    found = _backward_pass(implementation)(rows.in_one_dtype(), back, scale=scale)
+    found = _passes(implementation)[1](rows.in_one_dtype(), back, scale=scale)
     d_rows = [g.astype(x.dtype) for g, x in zip(found, rows[:5], strict=True)]
-    return (Rows(*d_rows, *(None,) * len(rows[5:])),)  # none for whole numbers
+    return (Rows(*d_rows, *(None,) * len(rows[5:])),)
 
 
 whole_rows.defvjp(_forward, _backward)

@@ -54,7 +54,9 @@ class DemoConfig:
         "", "JSON Lines of {question, answers} about it; empty: held-out conversations instead."
     )
     num_slots: int = setting(176, "Slots of the cartridge.", above=0)
-    num_conversations: int = setting(360, "Conversations of self-study.", above=0)
+    num_conversations: int = setting(  # six units of 64, of each of which a few are dropped
+        360, "Conversations of self-study.", above=0
+    )
     num_steps: int = setting(200, "Optimizer steps.", above=0)
     throughput_batch: int = setting(
         4, "Requests that decode together when speed is measured; 0: it is not.", at_least=0

@@ -50,8 +50,9 @@ class TrainingCheckpoints:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             files.write_json(settings, inputs)
-        absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every step at INFO
-        logging.getLogger("orbax").setLevel(logging.WARNING)
+        # Orbax tells every step at INFO, and an error, which it raises too, once for each thread.
+        absl_logging.set_verbosity(absl_logging.FATAL)
+        logging.getLogger("orbax").setLevel(logging.CRITICAL)
         # Orbax declares its policies against a protocol that they do not match in types.
         policies: Any = ocp.training
         self._checkpointer = ocp.training.Checkpointer(
@@ -65,14 +66,14 @@ class TrainingCheckpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._checkpointer.close()
+        with files.writing(self._checkpointer.directory):
+            self._checkpointer.close()
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Saves a pytree of arrays and, JSON-able, what else the loop needs to go on."""
-        leaves = dict(enumerate(jax.tree.leaves(state)))
-        self._checkpointer.save(
-            step, {str(i): x for i, x in leaves.items()}, custom_metadata=progress
-        )
+        leaves = {str(i): x for i, x in enumerate(jax.tree.leaves(state))}
+        with files.writing(self._checkpointer.directory):
+            self._checkpointer.save(step, leaves, custom_metadata=progress)
 
     def restore(self, like: Any) -> tuple[int, Any, Any] | None:
         """Returns (step, state, progress) of the latest checkpoint, shaped and placed as `like`."""

@@ -15,6 +15,7 @@ import grain
 import numpy as np
 
 from cartridges_jax.distillation import targets as targets_file
+from cartridges_jax.distillation.targets import LossOn
 from cartridges_jax.errors import InputError
 from cartridges_jax.shapes import round_up
 from cartridges_jax.shards import ShardSet
@@ -46,19 +47,13 @@ class PackedData:
     longest: int  # tokens of the longest conversation that fits
 
 
-def _hard_record(record: bytes) -> dict[str, np.ndarray]:
-    return targets_file.as_hard_labels(targets_file.decode_record(record))
-
-
-_DECODE = {"teacher": targets_file.decode_record, "tokens": _hard_record}
-
-
 def packed_data(
     shards: ShardSet,
     shape: RowShape,
     rows: int,
     seed: int,
     labels: Literal["teacher", "tokens"] = "teacher",
+    loss_on: LossOn = "all",
 ) -> PackedData:
     """Opens the targets of one corpus as batches of packed rows, without end.
 
@@ -68,19 +63,21 @@ def packed_data(
       rows: in a batch.
       seed: of the order.
       labels: what the teacher said, or the conversations' own next tokens.
+      loss_on: which tokens are targets.
 
     Raises:
       InputError: if no conversation fits a row, or a shard is missing or damaged.
     """
+    counts = targets_file.ROW_TARGETS[loss_on]
     kept = dropped = positions = longest = 0
     for index, shard in shards.shards.items():
         shards.records(index)  # checks that the file is whole
-        if not {"row_tokens", "row_targets"} <= shard.keys():
+        if not {"row_tokens", counts} <= shard.keys():
             raise InputError(
                 f"{shards.folder}: {shards.name}.manifest.json does not say how long the rows of "
                 f"shard {index} are; remove it to score them again"
             )
-        for tokens, num_targets in zip(shard["row_tokens"], shard["row_targets"], strict=True):
+        for tokens, num_targets in zip(shard["row_tokens"], shard[counts], strict=True):
             if shape.takes(tokens, num_targets):
                 kept, positions = kept + 1, positions + num_targets
                 longest = max(longest, tokens)
@@ -96,12 +93,17 @@ def packed_data(
     paths = [
         os.fspath(shards.path(i)) for i in sorted(shards.shards) if shards.shards[i]["records"]
     ]
+
+    def decode(record: bytes) -> dict[str, np.ndarray]:
+        row = targets_file.decode_record(record, loss_on)
+        return row if labels == "teacher" else targets_file.as_hard_labels(row)
+
     source: Any = grain.sources.ArrayRecordDataSource(paths)  # its types miss the protocol
     dataset = (
         grain.MapDataset.source(source)
         .shuffle(seed=seed)
         .repeat()
-        .map(_DECODE[labels])
+        .map(decode)
         .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64))
         .filter(lambda row: shape.takes(len(row["token_ids"]), len(row["target_index"])))
     )

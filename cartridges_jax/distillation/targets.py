@@ -1,9 +1,10 @@
 """Teacher targets: what the model says with the chunk in its context, position by position.
 
 Takes `conversations-*`, hands on `targets-*`, shard for shard. The chunk is read once and its KV
-shared by all conversations about it; then their rows are scored: the top-J log-probabilities at
-positions whose next token belongs to an answer or closes it, which alone reach the LM head. Targets
-always come from our own forward pass, so conversations may come from any server.
+shared by all conversations about it; then their rows are scored: the top-J log-probabilities of
+every next token, and which of these belong to an answer or close it. What a loss counts is decided
+where records are read (`LossOn`). Targets always come from our own forward pass, so conversations
+may come from any server.
 """
 
 import functools
@@ -32,8 +33,11 @@ from cartridges_jax.sharding import DATA, TOKENS_BT, place
 from cartridges_jax.shards import ShardSet
 
 SHARDS = "targets"
-LossOn = Literal["answers", "all"]
+LossOn = Literal["answers", "all"]  # tokens of a conversation, as targets
+TARGETS_ON = "every token"  # earlier versions stored some
 TOP_J = 20  # entries kept of each distribution, as in the paper
+# Where a manifest says how many targets each row has.
+ROW_TARGETS: dict[LossOn, str] = {"answers": "row_answers", "all": "row_targets"}
 LEAST_ROW = 32  # tokens; rows are padded up to few sizes from this one on
 BATCH_STEP = 16  # rows scored together
 
@@ -58,22 +62,35 @@ def _score(
 
 
 def encode_record(
-    token_ids: np.ndarray, index: np.ndarray, top_ids: np.ndarray, top_logprobs: np.ndarray
+    token_ids: np.ndarray,
+    index: np.ndarray,
+    top_ids: np.ndarray,
+    top_logprobs: np.ndarray,
+    is_answer: np.ndarray | None = None,
 ) -> bytes:
-    """Stores one row: tokens [n], target positions [m], teacher's top J [m, J]."""
+    """Stores one row: tokens [n], target positions [m], teacher's top J [m, J].
+
+    `is_answer` [m]: the token after a position belongs to an answer or closes it; None: each does.
+    """
+    answers = np.ones(len(index), bool) if is_answer is None else is_answer
     return safetensors.numpy.save(
         {
             "token_ids": np.ascontiguousarray(token_ids, np.int32),
             "target_index": np.ascontiguousarray(index, np.int32),
             "top_ids": np.ascontiguousarray(top_ids, np.int32),
             "top_logprobs": np.ascontiguousarray(top_logprobs, np.float32),
+            "is_answer": np.ascontiguousarray(answers, bool),
         }
     )
 
 
-def decode_record(record: bytes) -> dict[str, np.ndarray]:
-    """Reads what `encode_record` wrote."""
-    return safetensors.numpy.load(record)
+def decode_record(record: bytes, loss_on: LossOn = "all") -> dict[str, np.ndarray]:
+    """Reads what `encode_record` wrote: the targets on all tokens, or on the answers' alone."""
+    row = safetensors.numpy.load(record)
+    wanted = row.pop("is_answer")
+    if loss_on == "answers":
+        row |= {name: row[name][wanted] for name in ("target_index", "top_ids", "top_logprobs")}
+    return row
 
 
 def as_hard_labels(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -82,16 +99,8 @@ def as_hard_labels(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return row | {"top_ids": next_ids, "top_logprobs": np.zeros(next_ids.shape, np.float32)}
 
 
-def score_targets(
-    model: LanguageModel, data: str | os.PathLike[str], loss_on: LossOn = "answers"
-) -> ShardSet:
-    """Scores every conversation of folder `data` that has no targets yet.
-
-    Args:
-      model: the teacher.
-      data: folder with conversations.
-      loss_on: positions to keep: those whose next token belongs to an answer or closes it, or all
-        of the conversation (as in the paper's runs).
+def score_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSet:
+    """Scores every conversation of folder `data` that has no targets yet; `model` is the teacher.
 
     Raises:
       InputError: if there are no conversations, they do not fit the model's window, or there are
@@ -104,7 +113,7 @@ def score_targets(
         "corpus": conversations.inputs.get("corpus"),
         "model": model.fingerprint,
         "top_j": TOP_J,
-        "loss_on": loss_on,
+        "targets_on": TARGETS_ON,
     }
     sources = {index: shard["sha256"] for index, shard in conversations.shards.items()}
     if (folder / f"{SHARDS}.manifest.json").exists():
@@ -117,21 +126,22 @@ def score_targets(
         source = conversations.shards[index]["sha256"]
         if targets.shards.get(index, {}).get("source") == source:
             continue
-        records = _score_unit(model, load_conversations(conversations, index), loss_on)
-        lengths = [len(decode_record(r)["token_ids"]) for r in records]
-        counts = [len(decode_record(r)["target_index"]) for r in records]
-        targets.write(
-            index, records, source=source, tokens=sum(lengths), target_positions=sum(counts),
-            row_tokens=lengths, row_targets=counts,
-        )  # fmt: skip
+        records = _score_unit(model, load_conversations(conversations, index))
+        targets.write(index, records, source=source, **row_sizes(records))
         bar.update(len(records))
     bar.close()
     return targets
 
 
-def _score_unit(
-    model: LanguageModel, found: Sequence[Conversation], loss_on: LossOn
-) -> list[bytes]:
+def row_sizes(records: Sequence[bytes]) -> dict[str, list[int]]:
+    """What a manifest tells of a shard's rows: tokens, and targets on all and on the answers'."""
+    sizes = {"row_tokens": [decode_record(r)["token_ids"].size for r in records]}
+    for on, name in ROW_TARGETS.items():
+        sizes[name] = [decode_record(r, on)["target_index"].size for r in records]
+    return sizes
+
+
+def _score_unit(model: LanguageModel, found: Sequence[Conversation]) -> list[bytes]:
     if not found:
         return []
     chunk = found[0].chunk
@@ -149,37 +159,34 @@ def _score_unit(
             f"conversation about it {longest}, more than the teacher's window of "
             f"{model.config.window}; lower chunk_max_tokens"
         )
-    return score_suffixes(model, model.read(context), suffixes, loss_on)
+    return score_suffixes(model, model.read(context), suffixes)
 
 
-def score_suffixes(
-    model: LanguageModel, prefix: Prefix, suffixes: Sequence[Suffix], loss_on: LossOn
-) -> list[bytes]:
+def score_suffixes(model: LanguageModel, prefix: Prefix, suffixes: Sequence[Suffix]) -> list[bytes]:
     """Records of conversations behind a context, in order: rows of about one length together."""
     step = BATCH_STEP * model.mesh.shape[DATA]
     by_length = sorted(range(len(suffixes)), key=lambda i: len(suffixes[i].token_ids))
     records: dict[int, bytes] = {}
     for start in range(0, len(by_length), step):
         which = by_length[start : start + step]
-        rows = _score_rows(model, prefix, [suffixes[i] for i in which], step, loss_on)
+        rows = _score_rows(model, prefix, [suffixes[i] for i in which], step)
         records |= dict(zip(which, rows, strict=True))
     return [records[i] for i in range(len(suffixes))]
 
 
 def _score_rows(
-    model: LanguageModel, prefix: Prefix, suffixes: Sequence[Suffix], rows: int, loss_on: LossOn
+    model: LanguageModel, prefix: Prefix, suffixes: Sequence[Suffix], rows: int
 ) -> list[bytes]:
-    # Whether the token after each position is wanted.
-    wanted = [np.flatnonzero(s.is_answer[1:] | (loss_on == "all")) for s in suffixes]
+    every = [np.arange(len(s.token_ids) - 1) for s in suffixes]
     tokens = _padded([s.token_ids for s in suffixes], rows)
-    index = _padded(wanted, rows)
+    index = _padded(every, rows)
     with jax.set_mesh(model.mesh):
         placed = [place(model.mesh, x, TOKENS_BT) for x in (tokens, index)]
         top = min(TOP_J, model.config.vocab_size)
         ids, values = map(np.asarray, _score(model.transformer, prefix, *placed, top=top))
     records = []
-    for i, (suffix, at) in enumerate(zip(suffixes, wanted, strict=True)):
-        of_row = (ids[i, : len(at)], values[i, : len(at)])
+    for i, (suffix, at) in enumerate(zip(suffixes, every, strict=True)):
+        of_row = (ids[i, : len(at)], values[i, : len(at)], suffix.is_answer[1:])
         records.append(encode_record(suffix.token_ids, at, *of_row))
     return records
 

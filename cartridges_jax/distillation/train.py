@@ -30,7 +30,6 @@ from cartridges_jax.distillation.checkpoint import TrainingCheckpoints
 from cartridges_jax.distillation.config import TrainConfig
 from cartridges_jax.distillation.dataset import packed_data
 from cartridges_jax.distillation.step import make_optimizer, make_train_step
-from cartridges_jax.distillation.targets import LossOn
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import MetricsLog, progress
@@ -87,9 +86,9 @@ def train(
     config = config or TrainConfig()
     _check(config, model)
     folder = files.output_folder(out)
-    shards = _open_targets(model, documents, data, config.loss_on)
+    shards = _open_targets(model, documents, data)
     packed = packed_data(
-        shards, config.row_shape(), config.rows_per_step, config.seed, config.labels
+        shards, config.row_shape(), config.rows_per_step, config.seed, config.labels, config.loss_on
     )
     if config.num_slots + packed.longest > model.config.window:
         raise InputError(
@@ -208,16 +207,12 @@ def cartridge_path(folder: str | os.PathLike[str]) -> epath.Path:
 
 
 def _open_targets(
-    model: LanguageModel,
-    documents: Sequence[Document],
-    data: str | os.PathLike[str],
-    loss_on: LossOn,
+    model: LanguageModel, documents: Sequence[Document], data: str | os.PathLike[str]
 ) -> ShardSet:
     """Opens the targets in `data`, scoring conversations that have none yet.
 
     Raises:
-      InputError: if they are about other documents, hold other positions or were scored by another
-        model.
+      InputError: if they are about other documents or were scored by another model.
     """
     folder = files.local_path(data)
     given = corpus_identity(documents)
@@ -226,12 +221,12 @@ def _open_targets(
         difference = first_difference(studied, given, "corpus")
         if difference:
             raise InputError(f"the conversations in {folder} are about other text: {difference}")
-        return targets_file.score_targets(model, folder, loss_on)
+        return targets_file.score_targets(model, folder)
     targets = ShardSet.read(folder, targets_file.SHARDS)
     difference = first_difference(targets.inputs.get("model"), model.fingerprint, "model")
     if difference:
         raise InputError(f"the targets in {folder} were scored by another model: {difference}")
-    asked: dict[str, Any] = {"corpus": given, "loss_on": loss_on}
+    asked: dict[str, Any] = {"corpus": given, "targets_on": targets_file.TARGETS_ON}
     difference = first_difference({name: targets.inputs.get(name) for name in asked}, asked)
     if difference:
         raise InputError(f"the targets in {folder} are not those asked for: {difference}")

@@ -44,7 +44,7 @@ class GenerationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """One answer. `finish_reason` is "stop" (the model ended its turn) or "length"."""
+    """One answer. `finish_reason` is "length", or "stop": its turn, a stop text, or enough."""
 
     text: str
     token_ids: list[int]
@@ -65,8 +65,8 @@ def read_answer(
     if at >= 0:
         # The tokens that it took to write the stop text, and none after it.
         texts = (tokenizer.decode(ids[:n]) for n in range(len(ids) + 1))
-        enough = next(n for n, so_far in enumerate(texts) if any(s in so_far for s in config.stop))
-        return Generation(text[:at], ids[:enough], logprobs[:enough], "stop")
+        length = next(n for n, so_far in enumerate(texts) if any(s in so_far for s in config.stop))
+        return Generation(text[:at], ids[:length], logprobs[:length], "stop")
     ended = ended or (config.enough is not None and config.enough(text))
     reason = "stop" if ended else "length" if len(ids) >= config.max_new_tokens else ""
     return Generation(text, ids, logprobs, reason)

@@ -3,7 +3,7 @@
 Prompts of different lengths are padded on the left, so that all rows write to the same cache slot;
 a row's own random stream depends on (seed, step) alone, never on its neighbours. Shapes are rounded
 up to a few sizes, so that few programs are compiled. A caller that wants to see the text while it
-grows, or to stop at strings, advances a few tokens at a time; the cache stays on the device. When
+grows, or to stop by its text, advances a few tokens at a time; the cache stays on the device. When
 three rows of four have ended, the others go on in a smaller batch.
 
 A step reads the weights once, the prefix once for all rows, and the rows' caches.
@@ -43,7 +43,7 @@ class DecodeState(NamedTuple):
     """A batch whose answers are being made, on the device."""
 
     step: jax.Array  # tokens made so far, int32 scalar
-    begin: jax.Array  # where in the cache the first of them is, int32 scalar
+    first_new: jax.Array  # cache index of the first of them, int32 scalar
     cache: KV  # of prompts and new tokens, see `KV.as_cached`
     logits: jax.Array  # of the next token, [B, V]
     token_ids: jax.Array  # [B, room]
@@ -72,8 +72,8 @@ def _prefill(
     logits = model.logits(hidden[:, -1:])[:, 0]
     empty = jnp.zeros_like(token_ids, shape=(B, room), out_sharding=TOKENS_BT)
     done = padding >= T  # rows that only round the batch up
-    step, begin = jnp.zeros((), jnp.int32), jnp.full((), T, jnp.int32)
-    return DecodeState(step, begin, cache, logits, empty, empty.astype(jnp.float32), done)
+    step, first_new = jnp.zeros((), jnp.int32), jnp.full((), T, jnp.int32)
+    return DecodeState(step, first_new, cache, logits, empty, empty.astype(jnp.float32), done)
 
 
 @functools.partial(
@@ -105,18 +105,18 @@ def advance_batch(
         return (state.step < until) & ~jnp.all(state.done)
 
     def advance(state):
-        step, begin, cache, logits, ids, logprobs, done = state
+        step, first_new, cache, logits, ids, logprobs, done = state
         token, logprob = choose(logits, seeds, step, sampling, how)
         token = jnp.where(done, 0, token)
         ids = jax.lax.dynamic_update_slice(ids, token[:, None], (0, step))
         logprobs = jax.lax.dynamic_update_slice(logprobs, logprob[:, None], (0, step))
         stopped = functools.reduce(jnp.logical_or, [token == i for i in stop_ids], done)
-        at = begin + step
+        at = first_new + step
         hidden, cache = model.decode(
             token[:, None], at - column + start, column, cache, at, prefix=prefix
         )
         logits = model.logits(hidden)[:, 0]
-        return DecodeState(step + 1, begin, cache, logits, ids, logprobs, stopped)
+        return DecodeState(step + 1, first_new, cache, logits, ids, logprobs, stopped)
 
     return jax.lax.while_loop(keep_going, advance, state)
 
@@ -181,8 +181,8 @@ class Decoding:
         Args:
           model: the base, on `mesh`.
           prompts: token ids, at least one prompt, none empty; with a prefix they are suffixes.
-          config: how answers are made; a row keeps the id that ends it, and stop texts are the
-            caller's to look for.
+          config: how answers are made; a row keeps the id that ends it; what its text says (`stop`,
+            `enough`) is the caller's to look for.
           seeds: one per prompt.
           prefix: shared by all rows, or None.
           mesh: where to run; the batch is rounded up to a multiple of its rows.

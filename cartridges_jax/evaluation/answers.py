@@ -60,12 +60,13 @@ class AnswerLog:
             for start in range(0, len(missing), size):
                 asked = missing[start : start + size]
                 texts = arms.answer(model, arm, [questions[i] for i in asked], max_new_tokens)
-                for i, text in zip(asked, texts, strict=True):
-                    row = {"arm": arm.name, "question": i, "text": text}
-                    file.write(json.dumps(row) + "\n")
-                    self._known[arm.name, i] = text
-                file.flush()
-                os.fsync(file.fileno())
+                new = dict(zip(asked, texts, strict=True))
+                rows = ({"arm": arm.name, "question": i, "text": new[i]} for i in new)
+                with files.writing(self._path):
+                    file.write("".join(json.dumps(row) + "\n" for row in rows))
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._known |= {(arm.name, i): text for i, text in new.items()}
                 bar.update(len(asked))
         bar.close()
         return [self._known[arm.name, i] for i in range(len(questions))]

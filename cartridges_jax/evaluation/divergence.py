@@ -46,7 +46,7 @@ def divergence(model: LanguageModel, arm: Arm, records: Sequence[bytes]) -> dict
     assert placed is not None  # what is None is an arm without a prefix
     totals = np.zeros(3)
     rows = BATCH_STEP * model.mesh.shape[DATA]
-    decoded = [decode_record(record) for record in records]
+    decoded = [decode_record(record, "answers") for record in records]
     longest = int(placed.next_position) + max(row["token_ids"].size for row in decoded)
     if longest > model.config.window:
         raise InputError(

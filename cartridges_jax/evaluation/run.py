@@ -181,7 +181,7 @@ def _told_in_context(
     if not turns or teacher is None:
         return []
     suffixes = [model.template.render_suffix(both) for both in turns]
-    return targets_file.score_suffixes(model, teacher, suffixes, "answers")
+    return targets_file.score_suffixes(model, teacher, suffixes)
 
 
 def _room(

@@ -22,10 +22,15 @@ def normalise(text: str) -> str:
 
 
 def _contains(text: str, words: str) -> bool:
-    """Whether words stand in a text from border to border: "4" is not in "14", "4.5" or "-4"."""
-    wanted = re.escape(normalise(words))
+    """Whether words stand in a text from border to border: "4" is not in "14", "4.5" or "-4".
+
+    Signs alone, such as "->", have no borders.
+    """
+    wanted, text = normalise(words), normalise(text)
+    if not any(map(str.isalnum, wanted)):
+        return wanted in text
     before = r"(?<!\w)(?<!\d[.,])(?<!(?<!\w)[-\u2212](?=\d))"
-    return bool(re.search(rf"{before}{wanted}(?!\w)(?![.,]\d)", normalise(text)))
+    return bool(re.search(rf"{before}{re.escape(wanted)}(?!\w)(?![.,]\d)", text))
 
 
 def _canonical_json(text: str) -> str | None:

@@ -5,11 +5,13 @@ hold them. Hashing reads every byte (about 1 GB/s), so the result is kept in the
 for as long as the files' sizes and dates stay as they are.
 """
 
+import contextlib
 import hashlib
 import pathlib
 
 from cartridges_jax import files
 from cartridges_jax.config import digest
+from cartridges_jax.errors import InputError
 from cartridges_jax.metrics import progress
 from cartridges_jax.models.sources.base import ModelSource
 
@@ -19,19 +21,16 @@ def weights_fingerprint(source: ModelSource) -> str:
     paths = [pathlib.Path(path).resolve() for path in source.weight_files()]
     stats = [path.stat() for path in paths]
     key = digest([[str(p), s.st_size, s.st_mtime_ns] for p, s in zip(paths, stats, strict=True)])
-    cached = files.cache_folder() / "fingerprints" / key
-    try:
-        known = cached.read_text().strip()
-    except OSError:
-        known = ""
+    folder = files.cache_folder("fingerprints")
+    if folder is None:
+        return _hash(source, sum(stat.st_size for stat in stats))
+    cached = folder / key
+    known = cached.read_text().strip() if cached.exists() else ""
     if len(known) == 64:
         return known
     found = _hash(source, sum(stat.st_size for stat in stats))
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError, InputError):  # it only costs the next command the time
         files.write_bytes(cached, found.encode())
-    except OSError:
-        pass  # a cache that cannot be written only costs the next command the time
     return found
 
 

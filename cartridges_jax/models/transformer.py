@@ -31,7 +31,7 @@ class KV(NamedTuple):
     """Rotated keys and values: of a prefix [L, P, K, H], or of rows [L, B, S, K, H].
 
     A decode cache (`as_cached`) keeps keys [L, B, K, H, S] and values [L, B, K, S, H], a prefix
-    before it likewise; for an unstacked model it is a tuple of L arrays.
+    before it [L, K, H, P] and [L, K, P, H]; for an unstacked model they are tuples of L arrays.
     """
 
     k: Any
@@ -39,11 +39,9 @@ class KV(NamedTuple):
 
     def as_cached(self, room: int = 0) -> "KV":
         """From [..., tokens, K, H] to the layout of a decode cache, with room for more tokens."""
-        k, v = jnp.moveaxis(self.k, -3, -1), self.v.swapaxes(-2, -3)
-        before = [(0, 0)] * (k.ndim - 2)
-        return KV(
-            jnp.pad(k, [*before, (0, 0), (0, room)]), jnp.pad(v, [*before, (0, room), (0, 0)])
-        )
+        grown = [(0, 0)] * (self.k.ndim - 3) + [(0, room), (0, 0), (0, 0)]
+        k, v = (jnp.pad(x, grown) for x in self)
+        return KV(jnp.moveaxis(k, -3, -1), v.swapaxes(-2, -3))
 
     def layers(self) -> "KV":
         """As a tuple of each layer's arrays."""
@@ -71,8 +69,8 @@ class KV(NamedTuple):
 class Prefix(NamedTuple):
     """A context as the model's functions take it: shared by all rows, without a batch axis.
 
-    `kv` is [L, P, K, H], of which the first `length` slots are live; tokens that follow it start
-    at rope position `next_position`.
+    `kv` is [L, P, K, H] (for `decode` as `KV.as_cached` makes it), of which the first `length`
+    slots are live; tokens that follow it start at rope position `next_position`.
     """
 
     kv: KV

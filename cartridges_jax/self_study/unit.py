@@ -125,18 +125,19 @@ def study_unit(
             asked.setdefault(request, prompt)
     if not asked:
         return []
+    most = config.answer_max_sentences
     answers = client.read(chunk).complete(
         [[Message(role="user", content=request)] for request in asked],
         temperature=config.answer_temperature,
         max_new_tokens=config.answer_max_tokens,
         seeds=[rng.randrange(2**31) for _ in asked],
-        enough=lambda text: first_sentences(text, config.answer_max_sentences)[1],
+        enough=(lambda text: first_sentences(text, most)[1]) if most else None,
     )
     found = []
     for (request, prompt), answer in zip(asked.items(), answers, strict=True):
         if answer is None:
             continue
-        text, is_cut = first_sentences(answer.text, config.answer_max_sentences)
+        text, is_cut = first_sentences(answer.text, most)
         if not (answer.finished or is_cut or config.keep_unfinished):
             continue
         if text.strip() and answer.confidence >= config.min_answer_confidence:

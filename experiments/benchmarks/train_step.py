@@ -53,7 +53,7 @@ def make_data(folder: pathlib.Path, vocabulary: int) -> None:
     import torch
     import transformers
 
-    from cartridges_jax.distillation.targets import SHARDS, decode_record, encode_record
+    from cartridges_jax.distillation.targets import SHARDS, encode_record, row_sizes
     from cartridges_jax.shards import ShardSet
 
     torch.manual_seed(0)
@@ -70,10 +70,8 @@ def make_data(folder: pathlib.Path, vocabulary: int) -> None:
         ids = 3 + (ids - 3 + np.arange(TOP) * 97) % (vocabulary - 3)
         p = -np.sort(-rng.dirichlet(np.full(TOP, 0.3), len(index)), axis=-1) * 0.95 + 1e-9
         records.append(encode_record(tokens, index, ids, np.log(p)))
-    rows = [decode_record(r) for r in records]
     shards = ShardSet.open(folder / "data", SHARDS, {})
-    shards.write(0, records, row_tokens=[len(r["token_ids"]) for r in rows],
-                 row_targets=[len(r["target_index"]) for r in rows])  # fmt: skip
+    shards.write(0, records, **row_sizes(records))
 
 
 def train_ours(folder: pathlib.Path) -> dict[str, Any]:

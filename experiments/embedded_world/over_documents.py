@@ -34,7 +34,7 @@ def score_documents(
 def difference_over_documents(
     a: Sequence[bool], b: Sequence[bool], documents: Sequence[int]
 ) -> Share:
-    """The same difference with an interval about other documents, each with its cartridge.
+    """The paired difference, with an interval about other documents, each with its cartridge.
 
     A ratio of sums over documents (Cochran, Sampling Techniques, section 6.4) with Student's t.
 

@@ -55,7 +55,7 @@ def speed(model: LanguageModel, document: Document, data: epath.Path) -> dict[st
             unscored = shutil.ignore_patterns("targets*")
             copy = shutil.copytree(data, epath.Path(folder) / "data", ignore=unscored)
             started = time.perf_counter()
-            tokens = score_targets(model, copy).total("tokens")
+            tokens = score_targets(model, copy).total("row_tokens")
             scored.append(tokens / (time.perf_counter() - started))
     return {"decode": decode_rate(model, arm, 32), "scoring": scored[-1]}
 

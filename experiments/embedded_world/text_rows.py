@@ -9,7 +9,7 @@ import numpy as np
 from cartridges_jax import files
 from cartridges_jax.corpus import Document, corpus_identity
 from cartridges_jax.corpus.chunkers import draw_window
-from cartridges_jax.distillation.targets import SHARDS, LossOn, encode_record
+from cartridges_jax.distillation.targets import SHARDS, TARGETS_ON, encode_record, row_sizes
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.shards import ShardSet
 
@@ -22,17 +22,15 @@ def text_targets(
     num_rows: int,
     min_tokens: int,
     max_tokens: int,
-    loss_on: LossOn = "answers",
     seed: int = 0,
 ) -> ShardSet:
     """Writes random windows of plain text whose target is the next token: the baseline.
 
-    The records have the form of `score_targets`, with one id of probability 1 at each position;
-    `loss_on` is what the training that takes them is told.
+    The records have the form of `score_targets`, with one id of probability 1 at each position.
     """
     inputs = {
         "corpus": corpus_identity(documents),
-        "loss_on": loss_on,
+        "targets_on": TARGETS_ON,
         "model": model.fingerprint,
         "rows": num_rows,
         "window": [min_tokens, max_tokens],
@@ -43,7 +41,7 @@ def text_targets(
         return targets
     rng = random.Random(f"text {seed}")
     tokens = [model.tokenizer.encode(d.text) for d in documents]
-    records, lengths = [], []
+    records = []
     for _ in range(num_rows):
         text = rng.choices(tokens, [len(t) for t in tokens])[0]
         window = draw_window(rng, len(text), min_tokens, max_tokens)
@@ -51,9 +49,5 @@ def text_targets(
         index = np.arange(len(row) - 1)
         zeros = np.zeros((len(index), 1), np.float32)
         records.append(encode_record(row, index, row[1:, None], zeros))
-        lengths.append(len(row))
-    targets.write(
-        0, records, tokens=sum(lengths), target_positions=sum(lengths) - num_rows,
-        row_tokens=lengths, row_targets=[n - 1 for n in lengths],
-    )  # fmt: skip
+    targets.write(0, records, **row_sizes(records))
     return targets

@@ -50,10 +50,8 @@ def random_records(rng, count, vocab):
 
 
 def write_shards(folder, records):
-    rows = [targets_file.decode_record(r) for r in records]
     shards = ShardSet.open(folder, targets_file.SHARDS, {})
-    shards.write(0, records, row_tokens=[len(r["token_ids"]) for r in rows],
-                 row_targets=[len(r["target_index"]) for r in rows])  # fmt: skip
+    shards.write(0, records, **targets_file.row_sizes(records))
     return shards
 
 
@@ -297,6 +295,8 @@ def test_teacher_targets_are_those_of_the_whole_context(trained, tmp_path):
     pairs = zip(load_conversations(conversations, 0), targets.records(0), strict=True)
     for conversation, record in list(pairs)[:3]:
         row = targets_file.decode_record(record)
+        n = len(row["token_ids"])
+        np.testing.assert_array_equal(row["target_index"], np.arange(n - 1))
         chunk = conversation.chunk
         context = trained.template.render_context(chunk.title, chunk.text)
         logits = np.asarray(trained.logits([*context, *row["token_ids"]]))[len(context) :]
@@ -306,6 +306,7 @@ def test_teacher_targets_are_those_of_the_whole_context(trained, tmp_path):
         np.testing.assert_allclose(np.take_along_axis(logp, row["top_ids"], -1), want, atol=1e-4)
         answer = conversation.messages[1]["content"]
         end = trained.config.eos_token_ids[0]
+        row = targets_file.decode_record(record, "answers")
         assert row["token_ids"][row["target_index"] + 1].tolist() == [
             *trained.tokenizer.encode(answer), end,
         ]  # fmt: skip
@@ -331,24 +332,28 @@ def test_what_the_teacher_cannot_read_is_refused(tiny, tmp_path, monkeypatch):
     assert targets_file.score_targets(tiny, tmp_path / "right").num_records == 2
 
 
-def test_targets_may_be_on_all_tokens_and_hard(trained, tmp_path):
-    """With `loss_on="all"` every token after the first is predicted; hard labels are the row's."""
+def test_training_takes_targets_on_all_tokens_or_on_answers(trained, tmp_path):
+    """From the same records; hard labels are the row's own tokens."""
     from cartridges_jax.self_study.config import SynthesisConfig
     from cartridges_jax.self_study.run import synthesize
 
     document = document_named("targets")
     config = SynthesisConfig(num_conversations=4, conversations_per_chunk=4, **CHUNKS)
     synthesize(trained, [document], tmp_path, config, ScriptedClient())
-    shards = targets_file.score_targets(trained, tmp_path, "all")
-    for row in map(targets_file.decode_record, shards.records(0)):
-        n = len(row["token_ids"])
-        np.testing.assert_array_equal(row["target_index"], np.arange(n - 1))
-    with pytest.raises(InputError, match="loss_on"):
-        targets_file.score_targets(trained, tmp_path, "answers")
+    shards = targets_file.score_targets(trained, tmp_path)
     (tmp_path / "conversations.manifest.json").unlink()  # targets alone tell what they are of
-    for asked, change in ((document, {}), (Document("d", "d", "Other."), {"loss_on": "all"})):
-        with pytest.raises(InputError, match="are not those asked for"):
-            train(trained, [asked], tmp_path, tmp_path / "run", TrainConfig(**change))
+    with pytest.raises(InputError, match="are not those asked for"):
+        other = Document("d", "d", "Other.")
+        train(trained, [other], tmp_path, tmp_path / "run", TrainConfig())
+
+    shape, found = RowShape(128, 128), {}
+    for on in ("all", "answers"):
+        data = packed_data(shards, shape, 2, 0, loss_on=on)
+        rows = [targets_file.decode_record(r, on) for r in shards.records(0)]
+        assert data.target_positions == sum(len(r["target_index"]) for r in rows)
+        first = next(iter(data.batches))
+        found[on] = first["target_weight"].sum()
+    assert 0 < found["answers"] < found["all"]
 
     batch = next(iter(packed_data(shards, RowShape(128, 128), 2, 0, "tokens").batches))
     assert batch["top_ids"].shape == (2, 128, 1) and not batch["top_logprobs"].any()

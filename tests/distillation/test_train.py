@@ -28,9 +28,9 @@ CONFIG = TrainConfig(
 )
 
 
-def make_targets(model, folder, loss_on="answers"):
+def make_targets(model, folder):
     rows = {"num_rows": 40, "min_tokens": 10, "max_tokens": 60}
-    text_targets(model, [DOCUMENT], folder, **rows, loss_on=loss_on)
+    text_targets(model, [DOCUMENT], folder, **rows)
     return folder
 
 
@@ -38,7 +38,7 @@ def run(model, tmp_path, name, config=CONFIG, **options):
     return train(
         model,
         [DOCUMENT],
-        make_targets(model, tmp_path / "data", config.loss_on),
+        make_targets(model, tmp_path / "data"),
         tmp_path / name,
         config,
         **options,

@@ -136,8 +136,13 @@ def test_truncation_ends_with_a_sentence_and_is_closed(trained):
         ("[]", "expected"),
         ('{"question": "?"}', "answers must be"),
         ('{"question": "?", "answers": []}', "answers must be"),
-        ('{"question": "?", "answer": " . "}', "needs a letter"),
-        ('{"question": "?", "answer": "---"}', "needs a letter"),
+        ('{"question": "?", "answer": " . "}', "is no answer"),
+        ('{"question": "?", "answer": "\u201c\u201d"}', "is no answer"),
+        ('{"question": "?", "answer": "{x", "parser": "json"}', "is no json"),
+        (
+            '{"question": "?", "answer": "a"}\n{"question": " ?", "answer": "b"}',
+            ":2 asks what line 1",
+        ),
         ('{"question": "?", "answer": "x", "parser": "eval"}', "is none of"),
         ('{"question": "?", "answer": "x", "parser": ["exact"]}', "is none of"),
         ("[" * 100_000, "is not JSON"),
@@ -149,6 +154,28 @@ def test_bad_question_files_are_one_sentence(tmp_path, line, words):
     (tmp_path / "q.jsonl").write_text(line + "\n")
     with pytest.raises(InputError, match=words):
         load_questions(tmp_path / "q.jsonl")
+
+
+@pytest.mark.parametrize("answer", ["->", "---", "100 %", "\u2260", "=> x"])
+def test_signs_may_be_answers(tmp_path, answer):
+    for parser in ("exact", "contains", "lines"):
+        row = {"question": "Which?", "answer": answer, "parser": parser}
+        (tmp_path / "q.jsonl").write_text(json.dumps(row))
+        [question] = load_questions(tmp_path / "q.jsonl")
+        assert is_right(f" {answer} ", question.answers, parser)
+        assert not is_right("<-", question.answers, parser)
+    assert is_right("It is a->b.", ["->"], "contains")
+
+
+def test_a_question_that_is_asked_again_counts_once(tmp_path, caplog):
+    """Files come with a byte order mark, Windows line ends and what was pasted twice."""
+    row = {"question": "Who is it?", "answers": ["x", "y"]}
+    lines = [row, {"question": "Where?", "answer": "z"}, row | {"question": "Who  is it?", "id": 7}]
+    text = "\r\n".join(json.dumps(line) for line in [*lines, row])
+    (tmp_path / "q.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    read = load_questions(tmp_path / "q.jsonl")
+    assert [q.question for q in read] == ["Who is it?", "Where?"]
+    assert "2 lines ask again" in caplog.text
 
 
 def test_questions_are_read(tmp_path):

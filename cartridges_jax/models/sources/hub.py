@@ -4,6 +4,8 @@
 is in the cache is used.
 """
 
+import pathlib
+
 import huggingface_hub
 from huggingface_hub import errors
 
@@ -19,6 +21,8 @@ def download(repo: str, revision: str | None, name: str = "") -> str:
     Raises:
       InputError: that says in one sentence why it cannot be had.
     """
+    if not pathlib.PurePath(huggingface_hub.constants.HF_HUB_CACHE).is_absolute():
+        raise InputError(f"there is no home folder to keep {repo} in; set HOME or HF_HOME")
     at = f" at revision {revision}" if revision else ""
     try:
         if name:

@@ -10,11 +10,14 @@ from cartridges_jax.models.chat_template import Message
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What a bot said. `confidence` is the geometric mean of the probabilities of its tokens."""
+    """What a bot said. `confidence` is the geometric mean of the probabilities of its tokens.
+
+    That is of the tokens that were made: a few more than `enough` had asked for.
+    """
 
     text: str
     confidence: float
-    finished: bool = True  # it ended within the tokens that it was given
+    finished: bool = True  # within the tokens that it was given, or `enough` ended it
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ is in the cache is used.
 import pathlib
 
 import huggingface_hub
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
 from cartridges_jax.errors import InputError
 
@@ -21,7 +21,7 @@ def download(repo: str, revision: str | None, name: str = "") -> str:
     Raises:
       InputError: that says in one sentence why it cannot be had.
     """
-    if not pathlib.PurePath(huggingface_hub.constants.HF_HUB_CACHE).is_absolute():
+    if not pathlib.PurePath(constants.HF_HUB_CACHE).is_absolute():
         raise InputError(f"there is no home folder to keep {repo} in; set HOME or HF_HOME")
     at = f" at revision {revision}" if revision else ""
     try:

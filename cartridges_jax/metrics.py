@@ -102,9 +102,10 @@ class _EventLog:
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
 
-        self._event, self._scalar = event_pb2.Event, summary.scalar
+        proto: Any = event_pb2  # generated
+        self._event, self._scalar = proto.Event, summary.scalar
         self._writer = event_file_writer.EventsWriter(os.path.join(folder, "events"))
-        again = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        again = proto.SessionLog(status=proto.SessionLog.START)
         self._writer.write_event(self._event(step=resume_step + 1, session_log=again))
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -211,9 +211,9 @@ class LanguageModel:
         """
         prefix = self.as_prefix(cartridge)
         config = self._generation_config(
-            max_new_tokens, Sampling(float(temperature), top_k, float(top_p)), stop, stop_token_ids
-        )
-        config = dataclasses.replace(config, enough=enough)
+            max_new_tokens, Sampling(float(temperature), top_k, float(top_p)), stop,
+            stop_token_ids, enough,
+        )  # fmt: skip
         if batch_size < 1:
             raise InputError(f"batch_size must be above 0, got {batch_size}")
         rendered = [self.render_prompt(p, has_context=prefix is not None) for p in prompts]
@@ -261,11 +261,12 @@ class LanguageModel:
         sampling: Sampling,
         stop: Sequence[str],
         stop_ids: Sequence[int] | None,
+        enough: Callable[[str], bool] | None = None,
     ) -> GenerationConfig:
         if isinstance(stop, str):
             raise InputError(f"stop must be a list of texts, got {stop!r}")
         ends = self.stop_ids if stop_ids is None else tuple(stop_ids)
-        config = GenerationConfig(max_new_tokens, sampling, tuple(stop), ends)
+        config = GenerationConfig(max_new_tokens, sampling, tuple(stop), ends, enough)
         config.check()
         return config
 

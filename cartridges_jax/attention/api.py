@@ -64,8 +64,8 @@ def attention(
     S, K = (v.shape[axis] for axis in ((2, 1) if as_cached else (1, 2)))
     heads, query_heads = head_axis(K), query_axis(N, K)
     queries = P(DATA, None, query_heads, None)
-    rows = P(DATA, heads, None, None) if as_cached else P(DATA, None, heads, None)
-    slots = P(*rows[1:])
+    keys = P(DATA, heads, None, None) if as_cached else P(DATA, None, heads, None)
+    slots = P(*keys[1:])
     if prefix is None:
         none = ((K, H, 0), (K, 0, H)) if as_cached else ((0, K, H),) * 2
         prefix = tuple(jax.sharding.reshard(jnp.zeros(n, k.dtype), slots) for n in none)
@@ -87,16 +87,16 @@ def attention(
             k, v, prefix_k, prefix_v = map(_own_head, (k, v, prefix_k, prefix_v))
         # The padding in front of a prompt would see nothing: a softmax over no key is not a number.
         segment_start = jnp.clip(segment_start, 0, offset + jnp.arange(T))
-        of_rows = Rows(q, k, v, prefix_k, prefix_v, segment_start, length, offset)
+        rows = Rows(q, k, v, prefix_k, prefix_v, segment_start, length, offset)
         if chosen == "reference":
-            return reference_attention(of_rows, scale=scale)
+            return reference_attention(rows, scale=scale)
         if is_cached:
-            return folded_attention(of_rows, scale=scale)
-        return whole_rows(of_rows, scale, chosen)
+            return folded_attention(rows, scale=scale)
+        return whole_rows(rows, scale, chosen)
 
     mapped: Any = jax.shard_map(
         local,
-        in_specs=(queries, rows, rows, slots, slots, TOKENS_BT, P(), P()),
+        in_specs=(queries, keys, keys, slots, slots, TOKENS_BT, P(), P()),
         out_specs=(queries, P(DATA, None, query_heads)),
         check_vma=False,  # the custom VJP inside knows nothing of varying axes
     )

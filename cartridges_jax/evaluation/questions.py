@@ -43,31 +43,29 @@ def load_questions(path: str | os.PathLike[str]) -> list[Question]:
         lines = file.read_bytes().decode("utf-8-sig").split("\n")  # JSON may hold other line ends
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path} is not UTF-8 text that can be read: {error}") from error
-    questions: dict[str, Question] = {}  # by what is asked
-    at: dict[str, int] = {}
+    found: dict[str, tuple[int, Question]] = {}  # by what is asked: the line, and what it says
     repeated = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         new = _parse_question(line, f"{path}:{number}", str(number))
         asked = " ".join(new.question.split())
-        known = questions.setdefault(asked, new)
-        if at.setdefault(asked, number) == number:
-            continue
-        repeated.append(number)
+        first, known = found.setdefault(asked, (number, new))
         if (known.answers, known.parser) != (new.answers, new.parser):
             raise InputError(
-                f"{path}:{number} asks what line {at[asked]} asks, but other answers are right; "
-                "ask once, with all answers that are"
+                f"{path}:{number} asks what line {first} asks, but other answers are right; ask "
+                "once, with all answers that are"
             )
+        if first != number:
+            repeated.append(number)
     if repeated:
         _log.warning(
             "%s: %d lines ask again what others ask, such as line %d; each question counts once",
             path, len(repeated), repeated[0],
         )  # fmt: skip
-    if not questions:
+    if not found:
         raise InputError(f"{path} holds no question")
-    return list(questions.values())
+    return [question for _, question in found.values()]
 
 
 def _parse_question(line: str, where: str, name: str) -> Question:

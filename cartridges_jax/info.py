@@ -14,6 +14,8 @@ from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.self_study import conversation
 from cartridges_jax.shards import ShardSet
 
+_MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "model.safetensors")
+
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Explains a cartridge, a folder of conversations or targets, results.json, or a model.
@@ -31,7 +33,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not target.is_dir():
         kinds = {".json": _results, ".gguf": _model}
         return kinds.get(target.suffix, _cartridge)(target)
-    if (target / "config.json").exists():
+    if any((target / name).exists() for name in _MODEL_FILES):
         return _model(target)
     found: dict[str, Any] = {}
     for name in (conversation.SHARDS, targets.SHARDS):
@@ -109,16 +111,13 @@ def _shards(shards: ShardSet) -> dict[str, Any]:
 
 
 def _model(name: str | os.PathLike[str]) -> dict[str, Any]:
-    from cartridges_jax.models.chat_template import ChatTemplate
-    from cartridges_jax.models.fingerprint import weights_fingerprint
-    from cartridges_jax.models.sources.locate import open_source
+    from cartridges_jax.models.parts import open_parts, stop_ids
 
-    source = open_source(name)
-    config, tokenizer = source.config(), source.tokenizer()
-    template = ChatTemplate(tokenizer, source.chat_template())
+    parts = open_parts(name)
+    config, tokenizer, template = parts.config, parts.tokenizer, parts.template
     context = template.render_context("", "TEXT")
     return {
-        "model": source.where,
+        "model": parts.source.where,
         "family": config.family,
         "parameters": f"{config.num_params():,}",
         "layers": config.num_layers,
@@ -131,10 +130,10 @@ def _model(name: str | os.PathLike[str]) -> dict[str, Any]:
         "rope": f"theta {config.rope.theta:g}, scaling {config.rope.scaling}",
         "tokenizer": f"{type(tokenizer).__name__}, {tokenizer.vocab_size} tokens, "
         f"BOS {tokenizer.bos_token!r}, hash {tokenizer.fingerprint[:12]}",
-        "stop tokens": ", ".join(map(str, config.eos_token_ids)),
+        "stop tokens": ", ".join(map(str, stop_ids(config, template))),
         "chat template": f"{len(template.source)} characters; {len(context)} tokens around "
         "a context of one word",
-        "weights": weights_fingerprint(source),
+        "weights": parts.weights_hash,
     }
 
 

@@ -26,6 +26,7 @@ from cartridges_jax.engine.sampling import Sampling
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.chat_template import ChatTemplate, Message
 from cartridges_jax.models.config import ModelConfig
+from cartridges_jax.models.parts import stop_ids
 from cartridges_jax.models.tokenizer import Tokenizer
 from cartridges_jax.models.transformer import KV, Prefix, Transformer
 from cartridges_jax.shapes import few_sizes
@@ -166,7 +167,13 @@ class LanguageModel:
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: those of the configs, and what closes the template's turns."""
-        return tuple(dict.fromkeys((*self.config.eos_token_ids, self.template.answer_end_id)))
+        return stop_ids(self.config, self.template)
+
+    def as_turn(self, answer: Generation) -> Message:
+        """An answer as a turn of a conversation, token for token, without the one that ends it."""
+        ids = answer.token_ids
+        said = ids[:-1] if ids and ids[-1] in self.stop_ids else ids
+        return Message(role="assistant", content=answer.text, token_ids=said)
 
     def generate(
         self,
@@ -306,7 +313,7 @@ class LanguageModel:
         messages: Sequence[Message] = prompt  # type: ignore[assignment]
         if not has_context:
             return self.template.render(messages, add_generation_prompt=True)
-        return self.template.render_suffix(messages, add_generation_prompt=True).token_ids.tolist()
+        return self.template.render_turns(messages, add_generation_prompt=True)
 
     def as_prefix(self, cartridge: Cartridge | Prefix | None) -> Prefix | None:
         """Casts a cartridge to the model's dtype and puts it on its mesh; checks that it fits."""

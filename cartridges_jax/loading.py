@@ -10,9 +10,7 @@ from jax.sharding import Mesh
 from cartridges_jax import sharding
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
-from cartridges_jax.models.chat_template import ChatTemplate
-from cartridges_jax.models.fingerprint import weights_fingerprint
-from cartridges_jax.models.sources.locate import open_source
+from cartridges_jax.models.parts import open_parts
 from cartridges_jax.models.weights import Quantization, read_weights
 from cartridges_jax.sharding import multiplies_bfloat16
 
@@ -39,7 +37,6 @@ def load_model(
     Raises:
       InputError: if a part of the folder is missing, damaged or unsupported.
     """
-    source = open_source(path)
     if dtype is None:
         dtype = jnp.bfloat16 if multiplies_bfloat16() else jnp.float32
     if quantization not in ("none", "int8"):
@@ -51,25 +48,21 @@ def load_model(
         raise InputError(f"dtype must be one of floats, such as bfloat16, got {dtype!r}") from None
     norm_dtype = jnp.float32 if jax.default_backend() == "cpu" else dtype
     mesh = sharding.local_mesh() if mesh is None else mesh
-    config, tokenizer = source.config(), source.tokenizer()
-    if tokenizer.vocab_size > config.vocab_size:
-        raise InputError(
-            f"{source.where}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
-            f"{config.vocab_size}"
-        )
-    template = ChatTemplate(tokenizer, source.chat_template(), template_options)
+    parts = open_parts(path, template_options)
+    source, config = parts.source, parts.config
     for size, name in ((config.vocab_size, "vocabulary"), (config.mlp_size, "MLP width")):
         if size % mesh.shape[sharding.MODEL]:
             raise InputError(
                 f"the model's {name} of {size} cannot be shared by {mesh.shape[sharding.MODEL]} "
                 "devices; choose another mesh_model"
             )
+    weights_hash = parts.weights_hash  # first: it refuses what cannot be used
     return LanguageModel(
         read_weights(source.tensors(), source.where, config, mesh, dtype, quantization, norm_dtype),
-        tokenizer,
-        template,
+        parts.tokenizer,
+        parts.template,
         mesh,
         name=os.fspath(path),
-        weights_hash=weights_fingerprint(source),
+        weights_hash=weights_hash,
         file=source.file,
     )

@@ -34,7 +34,8 @@ from cartridges_jax.loading import load_model
 from cartridges_jax.models.chat_template import ChatTemplate
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.rope import Rope
-from cartridges_jax.models.tokenizer import Tokenizer, load_tokenizer
+from cartridges_jax.models.tokenizer import Tokenizer
+from cartridges_jax.models.tokenizer_files import load_tokenizer
 from cartridges_jax.models.transformer import initialize
 from cartridges_jax.sharding import make_mesh
 

@@ -121,12 +121,15 @@ def score_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSe
         if found.inputs == inputs and sources == {i: s["source"] for i, s in found.shards.items()}:
             return found  # perhaps of a folder that may only be read
     targets = ShardSet.open(files.output_folder(folder), SHARDS, inputs)
+    writer = conversations.inputs.get("model")
+    keeps = isinstance(writer, dict) and writer.get("tokenizer") == model.identity["tokenizer"]
     bar = progress(conversations.num_records, "score", "conv", targets.num_records)
     for index in sorted(conversations.shards):
         source = conversations.shards[index]["sha256"]
         if targets.shards.get(index, {}).get("source") == source:
             continue
-        records = _score_unit(model, load_conversations(conversations, index))
+        told = load_conversations(conversations, index)
+        records = _score_unit(model, told if keeps else [one.as_text() for one in told])
         targets.write(index, records, source=source, **row_sizes(records))
         bar.update(len(records))
     bar.close()

@@ -1,5 +1,6 @@
 """Answers: how they are asked for, and what they are as text, while they grow and at their end."""
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -70,6 +71,14 @@ def read_answer(
     ended = ended or (config.enough is not None and config.enough(text))
     reason = "stop" if ended else "length" if len(ids) >= config.max_new_tokens else ""
     return Generation(text, ids, logprobs, reason)
+
+
+def ids_of(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int] | None:
+    """The first tokens of an answer that are a text; None if a token goes beyond its end."""
+    count = bisect.bisect_left(
+        range(len(ids)), len(text), key=lambda n: len(tokenizer.decode(ids[:n]))
+    )
+    return list(ids[:count]) if tokenizer.decode(ids[:count]) == text else None
 
 
 def settled(answer: Generation, stop: Sequence[str]) -> str:

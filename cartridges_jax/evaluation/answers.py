@@ -12,8 +12,17 @@ from cartridges_jax.evaluation import arms
 from cartridges_jax.evaluation.arms import Arm
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import progress
+from cartridges_jax.models.chat_template import Message
 
 FILE = "answers.jsonl"
+
+
+_FIELDS = {"arm", "question", "text", "token_ids"}
+
+
+def _row(arm: str, question: int, turn: Message) -> dict[str, Any]:
+    ids = list(turn.get("token_ids", ()))
+    return {"arm": arm, "question": question, "text": turn["content"], "token_ids": ids}
 
 
 class AnswerLog:
@@ -27,13 +36,16 @@ class AnswerLog:
         """Opens the log of a folder."""
         self._path = folder / FILE
         inputs = json.loads(json.dumps(inputs))
-        self._known: dict[tuple[str, int], str] = {}
+        self._known: dict[tuple[str, int], Message] = {}
         lines = self._read()
         if lines and lines[0] == inputs:
             for row in lines[1:]:
-                if isinstance(row, dict) and row.keys() == {"arm", "question", "text"}:
-                    self._known[row["arm"], row["question"]] = row["text"]
-        kept = [{"arm": a, "question": q, "text": t} for (a, q), t in self._known.items()]
+                if isinstance(row, dict) and row.keys() == _FIELDS:
+                    turn = Message(
+                        role="assistant", content=row["text"], token_ids=row["token_ids"]
+                    )
+                    self._known[row["arm"], row["question"]] = turn
+        kept = [_row(*key, turn) for key, turn in self._known.items()]
         text = "".join(json.dumps(row) + "\n" for row in [inputs, *kept])
         files.write_bytes(self._path, text.encode())
 
@@ -50,7 +62,7 @@ class AnswerLog:
 
     def ask(
         self, model: LanguageModel, arm: Arm, questions: Sequence[str], max_new_tokens: int
-    ) -> list[str]:
+    ) -> list[Message]:
         """Returns an arm's greedy answers to all questions; asks those that are not known."""
         missing = [i for i in range(len(questions)) if (arm.name, i) not in self._known]
         bar = progress(len(questions), "evaluate", "answer", len(questions) - len(missing))
@@ -59,14 +71,15 @@ class AnswerLog:
         with self._path.open("a") as file:
             for start in range(0, len(missing), size):
                 asked = missing[start : start + size]
-                texts = arms.answer(model, arm, [questions[i] for i in asked], max_new_tokens)
-                new = dict(zip(asked, texts, strict=True))
-                rows = ({"arm": arm.name, "question": i, "text": new[i]} for i in new)
+                texts = [questions[i] for i in asked]
+                turns = arms.answer_turns(model, arm, texts, max_new_tokens)
+                new = dict(zip(asked, turns, strict=True))
+                rows = (_row(arm.name, i, turn) for i, turn in new.items())
                 with files.writing(self._path):
                     file.write("".join(json.dumps(row) + "\n" for row in rows))
                     file.flush()
                     os.fsync(file.fileno())
-                self._known |= {(arm.name, i): text for i, text in new.items()}
+                self._known |= {(arm.name, i): turn for i, turn in new.items()}
                 bar.update(len(asked))
         bar.close()
         return [self._known[arm.name, i] for i in range(len(questions))]

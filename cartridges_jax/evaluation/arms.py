@@ -19,6 +19,7 @@ from cartridges_jax.corpus import Document, corpus_text
 from cartridges_jax.corpus.chunkers import SENTENCE_END
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.models.chat_template import Message
 from cartridges_jax.models.transformer import Prefix
 
 NO_CONTEXT = "no context"
@@ -114,15 +115,22 @@ def cartridge_arm(cartridge: Cartridge, name: str = CARTRIDGE) -> Arm:
     return Arm(name, cartridge.num_slots, prefix=cartridge)
 
 
-def answer(
+def answer_turns(
     model: LanguageModel, arm: Arm, questions: Sequence[str], max_new_tokens: int
-) -> list[str]:
+) -> list[Message]:
     """Greedy answers to the questions, each a user's message after the arm's context."""
     most = rows_together(model, arm, questions, max_new_tokens)
     generations = model.generate(
         _prompts(model, arm, questions), arm.prefix, max_new_tokens=max_new_tokens, batch_size=most
     )
-    return [g.text for g in generations]
+    return [model.as_turn(g) for g in generations]
+
+
+def answer(
+    model: LanguageModel, arm: Arm, questions: Sequence[str], max_new_tokens: int
+) -> list[str]:
+    """The text of `answer_turns`."""
+    return [m["content"] for m in answer_turns(model, arm, questions, max_new_tokens)]
 
 
 def rows_together(

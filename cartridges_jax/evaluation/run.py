@@ -114,11 +114,12 @@ def evaluate(
         shown = unseen.conversations[:SAMPLES]
         asked += [c.messages[0]["content"] for c in shown]
     log = AnswerLog(folder, _answers_to(model, cartridge, results, asked))
-    answers = {arm.name: log.ask(model, arm, asked, config.answer_max_tokens) for arm in arms}
+    turns = {arm.name: log.ask(model, arm, asked, config.answer_max_tokens) for arm in arms}
+    answers = {name: [model.template.said(t["content"]) for t in ts] for name, ts in turns.items()}
     if questions:
         of_questions = {name: texts[: len(questions)] for name, texts in answers.items()}
         results |= score_answers(questions, of_questions, reference=FULL_CONTEXT)
-        told = _told_in_context(model, arms, questions, of_questions[FULL_CONTEXT])
+        told = _told_in_context(model, arms, questions, turns[FULL_CONTEXT][: len(questions)])
         for arm in arms if told else ():
             results["arms"][arm.name]["in_context"] = divergence(model, arm, told)
     if unseen is not None:
@@ -169,13 +170,13 @@ def _told_in_context(
     model: LanguageModel,
     arms: Sequence[Arm],
     questions: Sequence[Question],
-    answers: Sequence[str],
+    answers: Sequence[Message],
 ) -> list[bytes]:
     """The questions with the full context's own answers, and the teacher's targets of these."""
     turns = [
-        (Message(role="user", content=q.question), Message(role="assistant", content=answer))
+        (Message(role="user", content=q.question), answer)
         for q, answer in zip(questions, answers, strict=True)
-        if answer.strip()
+        if answer["content"].strip()
     ]
     teacher = model.as_prefix(next(arm for arm in arms if arm.name == FULL_KV).prefix)
     if not turns or teacher is None:

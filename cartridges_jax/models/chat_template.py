@@ -3,51 +3,39 @@
 The *context* is the conversation's head that holds a document: BOS, the system turn with title and
 text, and its closing tokens. The *suffix* is everything after it; a cartridge replaces the context,
 and the suffix follows either. This module is the only place where the two are told apart. Some
-templates (Llama 2, Mistral) have no system turn of its own and put the system's text into a user
-turn: there the context ends where the first user's words begin.
+templates have no system turn of its own and put the system's text into a user turn (Llama 2,
+Mistral; where a template knows no system at all, it is put there for it): there the context ends
+where the first user's words begin.
 
-Templates (jinja2, in a sandbox) see the real contents, with every look-alike of a special token
-broken by a private character that is taken out again after rendering: special tokens come from the
-template alone. Text is encoded in one piece between special tokens, as transformers does, but for
-two borders: the end of the context, and the end of a generation prompt, after which an answer's
-tokens were generated.
+Text is encoded in one piece between structure, as transformers does, but for two borders: the end
+of the context, and the end of a generation prompt, after which an answer's tokens were generated.
+An answer that brings its tokens is kept token for token.
 """
 
 import dataclasses
 import functools
-import json
+import logging
 import re
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
 import numpy as np
 
 from cartridges_jax.errors import InputError
+from cartridges_jax.models.template_text import (
+    MARK_ANSWER,
+    MARK_SYSTEM,
+    MARK_USER,
+    THOUGHT,
+    THOUGHT_END,
+    Message,
+    TemplateText,
+    plain,
+    split_thoughts,
+)
 from cartridges_jax.models.tokenizer import After, Tokenizer
 
-TEMPLATE_DATE = "26 Jul 2024"  # templates that print today's date get this one, always
-_BREAK = "\ue000"  # stands inside every look-alike of a special token while a template runs
-_MARK_SYSTEM, _MARK_USER = "\ue001system\ue001", "\ue001user\ue001"  # contents that stand for any
-
-
-class _Generation(jinja2.ext.Extension):
-    """transformers' `{% generation %}` block, which marks answers: its body is rendered."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja declares it so)
-
-    def parse(self, parser: Any) -> Any:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class Message(TypedDict):
-    """One turn: role is "system", "user" or "assistant"."""
-
-    role: str
-    content: str
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +52,18 @@ class _Frame:
 
     head: str  # before the document
     closing: str  # after it
+    opening: str  # before the first user's words, after the closing
     own_turn: bool  # the system has a turn of its own
     empty: str  # what precedes the suffix where there is no document
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """A part of a suffix: rendered text, or an answer's own tokens."""
+
+    text: str
+    is_answer: bool = False
+    token_ids: Sequence[int] | None = None  # in place of the text
 
 
 def context_text(title: str, text: str) -> str:
@@ -87,27 +85,10 @@ class ChatTemplate:
         Raises:
           InputError: if it cannot be parsed.
         """
-        self.tokenizer = tokenizer
         self.source = source
         self.options = dict(options or {})
-        taken = sorted(self.options.keys() & self._variables([]).keys())
-        if taken:
-            raise InputError(f"the template's variables {taken} are set by this package")
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda _format: TEMPLATE_DATE
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise InputError(f"the chat template cannot be parsed: {error}") from error
-        specials = sorted(tokenizer.special_tokens, key=len, reverse=True)
-        any_special = "|".join(map(re.escape, specials)) or r"(?!)"
-        first = "".join({re.escape(token[0]) for token in specials}) or "x"
-        self._special = re.compile(f"({any_special})")
-        self._look_alike = re.compile(f"(?=[{first}])(?={any_special})(.)|({_BREAK})", re.DOTALL)
+        self._text = TemplateText(tokenizer, source, options)
+        self.tokenizer = tokenizer.reserving(self._text.structure)
 
     # ---- what callers ask for: token ids
 
@@ -126,13 +107,10 @@ class ChatTemplate:
             messages = messages[1:]
             if not messages and not add_generation_prompt:
                 return context
-        (first, _), *others = self._suffix_pieces(messages, add_generation_prompt)
-        text = before + first
-        ids = context + self._encode(text, self._frame.closing if context else "")
-        for part, _ in others:
-            ids += self._encode(part, text)
-            text = part or text
-        return ids
+        first, *others = self._pieces(messages, add_generation_prompt)
+        first = dataclasses.replace(first, text=before + first.text)
+        ids, _ = self._encode_pieces([first, *others], self._frame.closing if context else "")
+        return context + ids
 
     def render_context(self, title: str, text: str) -> list[int]:
         """Returns the token ids of a document as the teacher reads it (see the module's head).
@@ -141,24 +119,29 @@ class ChatTemplate:
         """
         return self._context(context_text(title, text))
 
-    def render_suffix(
+    def render_turns(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False
-    ) -> Suffix:
+    ) -> list[int]:
         """Returns the tokens of `messages` as they follow a context.
 
         Raises:
           InputError: if the template does not render the context as a prefix of the conversation,
             or rejects the conversation.
         """
-        token_ids: list[int] = []
-        is_answer: list[bool] = []
-        before = self._frame.closing
-        for part, flag in self._suffix_pieces(messages, add_generation_prompt):
-            ids = self._encode(part, before)
-            token_ids += ids
-            is_answer += [flag] * len(ids)
-            before = part or before
-        return Suffix(np.asarray(token_ids, np.int32), np.asarray(is_answer, bool))
+        pieces = self._pieces(messages, add_generation_prompt)
+        return self._encode_pieces(pieces, self._frame.closing)[0]
+
+    def render_suffix(self, messages: Sequence[Message]) -> Suffix:
+        """Returns a conversation as it follows a context, with its answers marked.
+
+        Each answer follows the very prompt that a model is given to make it.
+
+        Raises:
+          InputError: as above, or if the template renders an answer so that it does not.
+        """
+        pieces = self._pieces(messages, False, strict=True)
+        ids, marks = self._encode_pieces(pieces, self._frame.closing)
+        return Suffix(np.asarray(ids, np.int32), np.asarray(marks, bool))
 
     def context_head(self) -> list[int]:
         """Returns the tokens of a context before its document: BOS and the system header."""
@@ -166,7 +149,7 @@ class ChatTemplate:
 
     def context_closing(self) -> list[int]:
         """Returns the tokens that close a context, after the document."""
-        return self._encode(self._frame.closing, "some text")
+        return self._encode(self._frame.closing, "some text", self._frame.opening)
 
     def empty_context(self) -> list[int]:
         """Returns what precedes a suffix where there is no document.
@@ -176,14 +159,22 @@ class ChatTemplate:
         Llama 2 have no border of tokens there: where the question's first word would have merged
         with what precedes it, this and a suffix differ by that split from `render`.
         """
-        return self._encode(self._frame.empty)
+        return self._encode(self._frame.empty, behind=self._frame.opening)
 
     @functools.cached_property
     def answer_end_id(self) -> int:
-        """The special token that closes an answer."""
-        turns = [Message(role="user", content="x"), Message(role="assistant", content="x")]
-        suffix = self.render_suffix(turns)
-        return int(suffix.token_ids[suffix.is_answer][-1])
+        """The token that closes an answer."""
+        return self.tokenizer.id_of(self._turn_end)
+
+    @functools.cached_property
+    def opens_thoughts(self) -> bool:
+        """Whether what asks for an answer opens its thoughts, so that the answer begins inside."""
+        prompt = self._suffix_text([Message(role="user", content=MARK_USER)], True)
+        return prompt.rfind(THOUGHT) > max(prompt.rfind(THOUGHT_END), prompt.rfind(MARK_USER))
+
+    def said(self, answer: str) -> str:
+        """What an answer says after its thoughts."""
+        return split_thoughts(answer, self.opens_thoughts)[1].lstrip("\n")
 
     # ---- text
 
@@ -192,25 +183,29 @@ class ChatTemplate:
         """Finds the template's own text around a document and around a first question.
 
         Raises:
-          InputError: if the template leaves out or moves the system's text, or does not render it
-            as a prefix of the conversation.
+          InputError: if the template moves the system's text, or does not render it as a prefix of
+            the conversation.
         """
-        system = Message(role="system", content=_MARK_SYSTEM)
-        user = Message(role="user", content=_MARK_USER)
-        whole = self._jinja([system, user])
-        parts = re.split(f"{_MARK_SYSTEM}|{_MARK_USER}", whole)
-        if len(parts) != 3 or whole.index(_MARK_SYSTEM) > whole.index(_MARK_USER):
+        system = Message(role="system", content=MARK_SYSTEM)
+        user = Message(role="user", content=MARK_USER)
+        if not self._text.has_system:
+            _log.info("the chat template knows no system: contexts precede the first question")
+        whole = self._text.render([system, user])
+        parts = re.split(f"{MARK_SYSTEM}|{MARK_USER}", whole)
+        if len(parts) != 3 or whole.index(MARK_SYSTEM) > whole.index(MARK_USER):
             raise InputError(
                 "this chat template does not render a system's and a user's turn once each and in "
                 "order, so a document cannot be put before a conversation"
             )
-        try:
-            alone = self._jinja([system])
-        except InputError:
-            alone = ""
-        without = self._jinja([user])
-        if alone.count(_MARK_SYSTEM) != 1:  # part of the user's turn
-            return _Frame(parts[0], parts[1], False, without.split(_MARK_USER)[0])
+        alone = ""
+        if self._text.has_system:
+            try:
+                alone = self._text.render([system])
+            except InputError:
+                alone = ""
+        without = self._text.render([user])
+        if alone.count(MARK_SYSTEM) != 1:  # part of the user's turn
+            return _Frame(parts[0], parts[1], "", False, without.split(MARK_USER)[0])
         if not whole.startswith(alone):
             raise InputError(
                 "this chat template does not render the system turn as a prefix of the "
@@ -219,45 +214,87 @@ class ChatTemplate:
         suffix = whole[len(alone) :]
         if not without.endswith(suffix):
             raise InputError("this chat template renders a user's turn differently after a system")
-        closing = alone.split(_MARK_SYSTEM)[1]
-        return _Frame(parts[0], closing, True, without.removesuffix(suffix))
+        closing = alone.split(MARK_SYSTEM)[1]
+        opening = suffix.split(MARK_USER)[0]
+        return _Frame(parts[0], closing, opening, True, without.removesuffix(suffix))
+
+    @functools.cached_property
+    def _turn_end(self) -> str:
+        """The structure that ends an answer."""
+        user = Message(role="user", content=MARK_USER)
+        text = self._suffix_text([user, Message(role="assistant", content=MARK_ANSWER)])
+        if text.count(MARK_ANSWER) != 1:
+            raise InputError("this chat template does not render an assistant's turn once")
+        found = self._text.pattern.search(text, text.index(MARK_ANSWER))
+        if found is None:
+            raise InputError(
+                "this chat template closes an assistant's turn with no token of its own, so "
+                "nothing would stop an answer"
+            )
+        return found[found.lastindex or 0]
+
+    def _end_of_answer(self, text: str, start: int) -> int:
+        """Where the token behind an answer that begins at `start` ends."""
+        for found in self._text.pattern.finditer(text, start):
+            if found[found.lastindex or 0] == self._turn_end:
+                return found.end(found.lastindex or 0)
+        raise InputError(f"this chat template does not close an answer with {self._turn_end!r}")
 
     def _context(self, content: str) -> list[int]:
         system = Message(role="system", content=content)
         if self._frame.own_turn:
-            return self._encode(self._jinja([system]))
-        text = self._jinja([system, Message(role="user", content=_MARK_USER)])
-        return self._encode(text.rsplit(_MARK_USER, 1)[0])
+            return self._encode(self._text.render([system]), behind=self._frame.opening)
+        text = self._text.render([system, Message(role="user", content=MARK_USER)])
+        return self._encode(text.rsplit(MARK_USER, 1)[0])
 
-    def _suffix_pieces(
-        self, messages: Sequence[Message], add_generation_prompt: bool
-    ) -> list[tuple[str, bool]]:
-        """Cuts a suffix into what the template and the users say, and answers with their end."""
-        text = self._suffix_text(messages, add_generation_prompt)
-        pieces, done = [], 0
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            start = max(done, _shared_length(text, self._suffix_text(messages[:i], True)))
-            closing = self._special.search(text, start)
-            if closing is None:
+    def _pieces(
+        self, messages: Sequence[Message], add_generation_prompt: bool, strict: bool = False
+    ) -> list[_Piece]:
+        """Cuts a suffix into what the template and the users say, and answers with their end.
+
+        Answers that the template renders otherwise than behind the prompt that asks for them, such
+        as one whose thoughts the prompt opens, are refused if `strict` and they do not bring their
+        tokens; else they are part of what is said.
+        """
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        texts = [self._suffix_text(messages[:i], True) for i in answers]
+        texts.append(self._suffix_text(messages, add_generation_prompt))
+        pieces: list[_Piece] = []
+        done = 0  # characters of texts[n] that are in pieces
+        for i, prompt, text in zip(answers, texts[:-1], texts[1:], strict=True):
+            ids = messages[i].get("token_ids")
+            follows = text.startswith(prompt)
+            if follows:
+                end = self._end_of_answer(text, len(prompt))
+            elif strict and ids is not None and text is texts[-1]:
+                end = self._end_of_answer(text, text.rindex(self._turn_end))
+            elif strict:
                 raise InputError(
-                    "this chat template closes an assistant's turn with no special token, so "
-                    "nothing would stop an answer"
+                    "this chat template renders an answer otherwise than it asks for one (it opens "
+                    "thoughts, or drops those of earlier answers), so what was learnt from it "
+                    "would not follow its prompt; conversations of one answer that keep its "
+                    "tokens (`token_ids`), as `synthesize` writes them, can be used"
                 )
-            pieces += [(text[done:start], False), (text[start : closing.end()], True)]
-            done = closing.end()
-        return [*pieces, (text[done:], False)]
+            else:  # what was said so far is rendered anew
+                pieces, done = [], 0
+                continue
+            pieces.append(_Piece(prompt[done:]))
+            if ids is None:
+                pieces.append(_Piece(text[len(prompt) : end], True))
+            else:
+                pieces += [_Piece("", True, ids), _Piece(self._turn_end, True)]
+            done = end
+        return [*pieces, _Piece(texts[-1][done:])]
 
-    def _suffix_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _suffix_text(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         if self._frame.own_turn:
-            system = Message(role="system", content=_MARK_SYSTEM)
-            text = self._jinja([system, *messages], add_generation_prompt)
-            before = self._frame.head + _MARK_SYSTEM + self._frame.closing
+            system = Message(role="system", content=MARK_SYSTEM)
+            text = self._text.render([system, *messages], add_generation_prompt)
+            before = self._frame.head + MARK_SYSTEM + self._frame.closing
         else:
             # A template that moves the system's text to the last turn would move it with every
             # further turn: the suffix is the conversation without it.
-            text = self._jinja(messages, add_generation_prompt)
+            text = self._text.render(messages, add_generation_prompt)
             before = self._frame.empty
         if not text.startswith(before):
             raise InputError(
@@ -266,61 +303,45 @@ class ChatTemplate:
             )
         return text[len(before) :]
 
-    def _jinja(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        """Runs the template on protected contents; what it returns is still protected."""
-        safe = [m | {"content": self._protect(m["content"])} for m in messages]
-        try:
-            return self._template.render(
-                **(self._variables(safe, add_generation_prompt) | self.options)
-            )
-        except Exception as error:  # a template may do anything wrong
-            raise InputError(f"the chat template rejects this conversation: {error}") from error
+    # ---- tokens
 
-    def _variables(
-        self, messages: Sequence[Any], add_generation_prompt: bool = False
-    ) -> dict[str, Any]:
-        """What every template is given."""
-        return {
-            "messages": messages,
-            "add_generation_prompt": add_generation_prompt,
-            "bos_token": self.tokenizer.bos_token or "",
-            "eos_token": self.tokenizer.eos_token or "",
-            "date_string": TEMPLATE_DATE,
-            "tools": None,
-            "documents": None,
-        }
+    def _encode_pieces(self, pieces: Sequence[_Piece], before: str) -> tuple[list[int], list[bool]]:
+        """Encodes pieces that follow `before`, and tells which tokens are of answers."""
+        token_ids: list[int] = []
+        is_answer: list[bool] = []
+        for piece in pieces:
+            if piece.token_ids is None:
+                ids = self._encode(piece.text, before)
+                before = piece.text or before
+            else:
+                ids = [int(i) for i in piece.token_ids]
+                before = MARK_ANSWER  # any text
+            token_ids += ids
+            is_answer += [piece.is_answer] * len(ids)
+        return token_ids, is_answer
 
-    def _protect(self, content: str) -> str:
-        return self._look_alike.sub(lambda m: m[0] + _BREAK, content)
+    def _encode(self, text: str, before: str = "", behind: str = "") -> list[int]:
+        """Encodes rendered text: structure by its ids, the rest as text.
 
-    def _encode(self, text: str, before: str = "") -> list[int]:
-        """Encodes rendered text: special tokens by name, the rest as text that follows `before`."""
+        What stands before and behind it decides which blanks a token takes away (`lstrip`,
+        `rstrip`), and how the first word is encoded.
+        """
+        whole = before + text + behind
+        first, last = len(before), len(before) + len(text)
         token_ids: list[int] = []
         after: After = "nothing"
-        if before:
-            after = "special" if self._special.split(before)[-1] == "" else "text"
-        for i, part in enumerate(self._special.split(text)):
-            if i % 2:
-                token_ids.append(self.tokenizer.special_id(part))
-                after = "special"
-            elif part:
-                plain = re.sub(f"{_BREAK}({_BREAK}?)", r"\1", part)
-                token_ids += self.tokenizer.encode(plain, after=after)
-                after = "text"
-        return token_ids
+        done = 0
 
+        def words(stop: int) -> list[int]:
+            start = max(done, first)
+            inside: After = "text" if start > done else after  # of a text that began before
+            part = plain(whole[start : min(stop, last)])
+            return self.tokenizer.encode(part, after=inside) if part else []
 
-def _shared_length(a: str, b: str) -> int:
-    """How many characters two texts begin alike with."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    """Transformers' `tojson`: jinja's own escapes what HTML and ASCII do not have."""
-    options.setdefault("ensure_ascii", False)
-    return json.dumps(value, **options)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+        for found in self._text.pattern.finditer(whole):
+            token_ids += words(found.start())
+            group = found.lastindex or 0
+            if first <= found.start(group) < last:
+                token_ids.append(self.tokenizer.id_of(found[group]))
+            done, after = found.end(), "special"
+        return token_ids + words(last)

@@ -51,7 +51,7 @@ class ModelConfig:
     tie_embeddings: bool
     max_position_embeddings: int  # tokens the model was trained to read
     bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
+    eos_token_ids: tuple[int, ...]  # may be empty: the chat template closes turns by itself
 
     @property
     def window(self) -> int:
@@ -121,7 +121,7 @@ def parse_config(fields: dict[str, Any], where: str = "config.json") -> ModelCon
     # that Llama 2's published folders leave out.
     if family == "llama":
         fields = {"num_key_value_heads": heads} | _given(fields)
-        if "rope_theta" not in {**rope_fields(fields), **fields}:
+        if "rope_theta" not in {**rope_fields(fields, where), **fields}:
             _log.warning("%s names no rope_theta: %g, as transformers takes it", where, LLAMA_THETA)
             fields = {"rope_theta": LLAMA_THETA} | fields
     kv_heads = size("num_key_value_heads")
@@ -137,8 +137,7 @@ def parse_config(fields: dict[str, Any], where: str = "config.json") -> ModelCon
         raise InputError(f"{where}: rms_norm_eps must be a number above 0, got {eps!r}")
     biased = bool(fields.get("attention_bias")) and family in ("llama", "qwen3")
     vocabulary = size("vocab_size")
-    bos, eos = fields.get("bos_token_id"), required("eos_token_id")
-    eos = _token_ids(_listed(eos), vocabulary, where)
+    bos = fields.get("bos_token_id")
     return ModelConfig(
         family=family,
         vocab_size=vocabulary,
@@ -157,7 +156,7 @@ def parse_config(fields: dict[str, Any], where: str = "config.json") -> ModelCon
         tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
         max_position_embeddings=window,
         bos_token_id=next(iter(_token_ids(_listed(bos), vocabulary, where)), None),
-        eos_token_ids=eos,
+        eos_token_ids=_token_ids(_listed(fields.get("eos_token_id")), vocabulary, where),
     )
 
 

@@ -2,22 +2,29 @@
 
 It runs over sorted (name, dtype, shape, bytes) of the tensors as they are stored, whatever files
 hold them. Hashing reads every byte (about 1 GB/s), so the result is kept in the user's cache folder
-for as long as the files' sizes and dates stay as they are.
+for as long as the files' sizes and dates stay as they are. What is not finite has no hash: such
+weights are refused before they are used.
 """
 
 import contextlib
 import hashlib
 import pathlib
 
+import numpy as np
+
 from cartridges_jax import files
 from cartridges_jax.config import digest
 from cartridges_jax.errors import InputError
 from cartridges_jax.metrics import progress
-from cartridges_jax.models.sources.base import ModelSource
+from cartridges_jax.models.sources.base import ModelSource, blocks_of
 
 
 def weights_fingerprint(source: ModelSource) -> str:
-    """Returns the hash as 64 hexadecimal digits; from the cache if it was computed before."""
+    """Returns the hash as 64 hexadecimal digits; from the cache if it was computed before.
+
+    Raises:
+      InputError: if a tensor holds values that are not finite.
+    """
     paths = [pathlib.Path(path).resolve() for path in source.weight_files()]
     stats = [path.stat() for path in paths]
     key = digest([[str(p), s.st_size, s.st_mtime_ns] for p, s in zip(paths, stats, strict=True)])
@@ -36,6 +43,9 @@ def weights_fingerprint(source: ModelSource) -> str:
 
 def _hash(source: ModelSource, num_bytes: int) -> str:
     digest_of_all = hashlib.sha256()
+    for name, tensor in sorted(source.tensors().items()):
+        if not all(np.isfinite(block).all() for block in blocks_of(tensor)):
+            raise InputError(f"{source.where}: {name} holds values that are not finite")
     bar = progress(num_bytes, "hash", "B", scaled=True)
     for what, data in source.stored():
         digest_of_all.update(what.encode())

@@ -72,9 +72,28 @@ class Rope:
         return max(max_position_embeddings, int(stretched))
 
 
-def rope_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """The rope of a config.json; where both spellings are there, the older one counts."""
-    return fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+def rope_fields(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """The rope of a config.json; where both spellings are there, the older one counts.
+
+    So it does in transformers, which then forgets what only the newer one says: such a file is
+    refused.
+
+    Raises:
+      InputError: if the two do not say the same.
+    """
+    older, newer = fields.get("rope_scaling") or {}, fields.get("rope_parameters") or {}
+    if not older or not newer:
+        return older or newer
+    counts = {"rope_theta": fields.get("rope_theta")} | older
+    for name, value in newer.items():
+        known = counts.get(name, counts.get("type") if name == "rope_type" else None)
+        if known != value and (name, value) != ("rope_type", "default"):
+            raise InputError(
+                f"{where} has rope_scaling beside rope_parameters, and they differ in {name} "
+                f"({known!r} and {value!r}); put all of it into rope_parameters and remove "
+                "rope_scaling"
+            )
+    return older
 
 
 def parse_rope(fields: dict[str, Any], window: int, where: str) -> Rope:
@@ -89,7 +108,7 @@ def parse_rope(fields: dict[str, Any], window: int, where: str) -> Rope:
     Raises:
       InputError: if a number is missing or the kind is not supported.
     """
-    rope = dict(rope_fields(fields))
+    rope = dict(rope_fields(fields, where))
     theta = rope.get("rope_theta", fields.get("rope_theta"))
     if theta is None:
         raise InputError(

@@ -22,13 +22,12 @@ from cartridges_jax.metrics import progress
 from cartridges_jax.models import int8
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.linear import Embedding, Linear
-from cartridges_jax.models.sources.base import Tensor
+from cartridges_jax.models.sources.base import Tensor, blocks_of
 from cartridges_jax.models.transformer import Transformer, abstract_transformer
 
 Quantization = Literal["none", "int8"]
 
 _EMBEDDING = "model.embed_tokens.weight"
-_ROWS = 4096  # of a matrix, compared at a time
 
 # Hugging Face name: (our path, their axes, our axes). A group of letters is one merged axis of
 # theirs: torch keeps [out, in] matrices, with heads and head_dim in one.
@@ -149,7 +148,7 @@ def read_weights(
       InputError: if any tensor is missing, extra, of another shape, or not finite; all such
         tensors are named together.
     """
-    _check_names(where, tensors, config)
+    check_names(where, tensors, config)
     ordered = sorted(leaves(config), key=lambda leaf: -leaf.size)
     with jax.set_mesh(mesh):
         model = abstract_transformer(config, dtype, norm_dtype)
@@ -220,7 +219,7 @@ def _check_finite(where: str, leaf: Leaf, value: jax.Array) -> None:
     raise InputError(f"{where}: {bad} holds values that are not finite")
 
 
-def _check_names(where: str, tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
+def check_names(where: str, tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
     """Reports every tensor that is missing, extra or misshapen, all together."""
     if config.num_layers > len(tensors):  # before names of so many layers are made
         raise InputError(
@@ -247,16 +246,9 @@ def _check_names(where: str, tensors: Mapping[str, Tensor], config: ModelConfig)
 
 
 def _same_rows(tensors: Mapping[str, Tensor], name: str, other: str) -> bool:
-    """Whether two matrices are equal, a block of rows in memory at a time; if both are there."""
+    """Whether two matrices are equal; if both are there."""
     if name not in tensors or other not in tensors:
         return True
     a, b = tensors[name], tensors[other]
-    if a.shape != b.shape:
-        return False
-    count = a.shape[0]
-    blocks = (slice(i, min(i + _ROWS, count)) for i in range(0, count, _ROWS))
-    whole = slice(None)
-    return all(
-        np.array_equal(a.read((rows, whole), np.float32), b.read((rows, whole), np.float32))
-        for rows in blocks
-    )
+    pairs = zip(blocks_of(a), blocks_of(b), strict=False)
+    return a.shape == b.shape and all(np.array_equal(x, y) for x, y in pairs)

@@ -21,6 +21,11 @@ class Conversation:
     seed_prompt: str
     messages: tuple[Message, ...]
 
+    def as_text(self) -> "Conversation":
+        """Without the tokens of its answers, which are of the model that wrote them."""
+        bare = (Message(role=m["role"], content=m["content"]) for m in self.messages)
+        return dataclasses.replace(self, messages=tuple(bare))
+
     def to_bytes(self) -> bytes:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False).encode()
 

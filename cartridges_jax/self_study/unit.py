@@ -12,11 +12,13 @@ from typing import Any
 
 from cartridges_jax.corpus import Chunk, Document, draw_chunk
 from cartridges_jax.corpus.chunkers import SENTENCE_END
+from cartridges_jax.engine.answers import ids_of
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.chat_template import Message
+from cartridges_jax.models.template_text import split_thoughts
 from cartridges_jax.self_study import seeds
-from cartridges_jax.self_study.clients.base import Client
+from cartridges_jax.self_study.clients.base import Client, Reply
 from cartridges_jax.self_study.config import SynthesisConfig
 from cartridges_jax.self_study.conversation import Conversation
 from cartridges_jax.self_study.selection import Selection
@@ -120,47 +122,55 @@ def study_unit(
     for prompt, reply in zip(prompts, written, strict=True):
         if reply is None or not reply.finished:
             continue
-        request = without_thoughts(reply.text).strip()
+        request = split_thoughts(reply.text, client.opens_thoughts)[1].strip()
         if request and selection.why_not(request) is None:
             asked.setdefault(request, prompt)
     if not asked:
         return []
-    most = config.answer_max_sentences
+    most, opened = config.answer_max_sentences, client.opens_thoughts
     answers = client.read(chunk).complete(
         [[Message(role="user", content=request)] for request in asked],
         temperature=config.answer_temperature,
         max_new_tokens=config.answer_max_tokens,
         seeds=[rng.randrange(2**31) for _ in asked],
-        enough=(lambda text: first_sentences(text, most)[1]) if most else None,
+        enough=(lambda text: first_sentences(text, most, opened)[1]) if most else None,
     )
     found = []
     for (request, prompt), answer in zip(asked.items(), answers, strict=True):
         if answer is None:
             continue
-        text, is_cut = first_sentences(answer.text, most)
+        text, is_cut = first_sentences(answer.text, most, opened)
         if not (answer.finished or is_cut or config.keep_unfinished):
             continue
-        if text.strip() and answer.confidence >= config.min_answer_confidence:
-            turns = (
-                Message(role="user", content=request),
-                Message(role="assistant", content=text),
-            )
+        turn = _answer_turn(drawer.model, answer, text)
+        if turn is not None and answer.confidence >= config.min_answer_confidence:
+            turns = (Message(role="user", content=request), turn)
             found.append(Conversation(f"{index}-{len(found)}", chunk, family, prompt, turns))
     return found
 
 
-def first_sentences(text: str, count: int) -> tuple[str, bool]:
+def _answer_turn(model: LanguageModel, answer: Reply, text: str) -> Message | None:
+    """An answer's kept text as a turn, with its tokens if they end where the text ends.
+
+    None if there is no text, or a template that renders it otherwise needs the tokens.
+    """
+    ids = answer.token_ids and ids_of(model.tokenizer, answer.token_ids, text)
+    if not text.strip() or (ids is None and model.template.opens_thoughts):
+        return None
+    if ids is None:
+        return Message(role="assistant", content=text)
+    return Message(role="assistant", content=text, token_ids=ids)
+
+
+def first_sentences(text: str, count: int, opened: bool = False) -> tuple[str, bool]:
     """A text cut behind its first `count` sentences (0: all), and whether anything was cut off.
 
-    A number of a list's item and an exclamation end none; an abbreviation does.
+    A number of a list's item and an exclamation end none; an abbreviation does. Thoughts are kept
+    and their sentences not counted; `opened` if the text begins inside of them.
     """
-    ends = [match.end() for match in _ANSWER_END.finditer(text)]
+    thoughts, said = split_thoughts(text, opened)
+    ends = [match.end() for match in _ANSWER_END.finditer(said)]
     if not 0 < count <= len(ends):
         return text, False
-    cut = text[: ends[count - 1]]
+    cut = thoughts + said[: ends[count - 1]]
     return cut, len(cut) < len(text.rstrip())
-
-
-def without_thoughts(message: str) -> str:
-    """What a reasoning model says after its thoughts: nobody sends those as a question."""
-    return message.rpartition("</think>")[2].lstrip("\n") if "</think>" in message else message

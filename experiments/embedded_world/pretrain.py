@@ -114,8 +114,8 @@ def model_config(tokenizer: Tokenizer) -> ModelConfig:
         qk_norm=False,
         tie_embeddings=True,
         max_position_embeddings=2048,
-        bos_token_id=tokenizer.special_id(tokenizer_training.BEGIN),
-        eos_token_ids=(tokenizer.special_id(tokenizer_training.END),),
+        bos_token_id=tokenizer.id_of(tokenizer_training.BEGIN),
+        eos_token_ids=(tokenizer.id_of(tokenizer_training.END),),
     )
 
 

@@ -19,11 +19,12 @@ from cartridges_jax.corpus import Chunk, Document
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.chat_template import Message
+from cartridges_jax.models.template_text import split_thoughts
 from cartridges_jax.self_study.clients.base import ChunkReader, Client, Reply
 from cartridges_jax.self_study.clients.local import LocalClient
 from cartridges_jax.self_study.conversation import Conversation
 from cartridges_jax.self_study.run import study_inputs, write_units
-from cartridges_jax.self_study.unit import ChunkDrawer, fitting_widths, without_thoughts
+from cartridges_jax.self_study.unit import ChunkDrawer, fitting_widths
 from cartridges_jax.shards import ShardSet
 from experiments.embedded_world.prompts import (
     LONGEST_HEAD,
@@ -356,7 +357,7 @@ def _questions(
             reply is not None and reply.confidence >= config.min_question_confidence
         )
         if reply is not None and reply.finished and sure:
-            question = without_thoughts(reply.text)
+            question = split_thoughts(reply.text)[1].lstrip("\n")
             if question.strip():
                 asked.append(_Asked(family, prompt, question))
     return asked

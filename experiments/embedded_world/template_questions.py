@@ -29,6 +29,8 @@ class TemplateClient:
       batch_size: conversations that decode together.
     """
 
+    opens_thoughts = False
+
     def __init__(self, model: LanguageModel, made: GeneratedDocument, batch_size: int):
         self._made = dataclasses.replace(made, split="train")
         self._tokenizer = model.template.tokenizer

@@ -263,7 +263,7 @@ def _recite(
 ) -> None:
     """Adds a turn that says all facts of the document, as far as they fit."""
     order = [Message(role="user", content=RECITE)]
-    before = template.render_suffix(order, add_generation_prompt=True).token_ids.tolist()
+    before = template.render_turns(order, add_generation_prompt=True)
     row.add(before, [0.0] * len(before))
     for fact, said, known in asking.recital(rng, document):
         begin = len(row.token_ids)

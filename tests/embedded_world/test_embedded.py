@@ -88,8 +88,8 @@ def test_answers_of_held_out_rows_are_where_they_say(template):
     [row] = training_data.held_out_rows(1, 1024, template)
     assert len(row.answers) > 5
     for span in row.answers:
-        assert row.token_ids[span.end - 1] == tokenizer.special_id("<|end|>")
-        assert row.token_ids[span.start - 1] == tokenizer.special_id("<|assistant|>")
+        assert row.token_ids[span.end - 1] == tokenizer.id_of("<|end|>")
+        assert row.token_ids[span.start - 1] == tokenizer.id_of("<|assistant|>")
         expected = training_data.WEIGHT_ASKED if span.kind == "ask" else 1.0
         assert set(row.weights[span.start : span.end]) == {expected}
 

@@ -28,7 +28,7 @@ def about(trained):
 def test_answers_are_kept_and_a_stopped_evaluation_goes_on(trained, about, tmp_path, monkeypatch):
     document, questions, cartridge = about
     asked, stops = [], [5]
-    answer = arms.answer
+    answer = arms.answer_turns
 
     def counted(model, arm, texts, longest):
         asked.extend((arm.name, text) for text in texts)
@@ -37,7 +37,7 @@ def test_answers_are_kept_and_a_stopped_evaluation_goes_on(trained, about, tmp_p
             raise RuntimeError("stopped")
         return answer(model, arm, texts, longest)
 
-    monkeypatch.setattr(arms, "answer", counted)
+    monkeypatch.setattr(arms, "answer_turns", counted)
     monkeypatch.setattr(arms, "rows_together", lambda *_: 1)
     with pytest.raises(RuntimeError, match="stopped"):
         evaluate(trained, cartridge, [document], tmp_path, questions, config=CONFIG)

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.chat_template import ChatTemplate, Message
-from cartridges_jax.models.tokenizer import load_tokenizer
+from cartridges_jax.models.template_text import TemplateText
+from cartridges_jax.models.tokenizer_files import load_tokenizer
 from tests.conftest import CHAT_TEMPLATE, TEST_MODEL
 
 TOKENIZER = load_tokenizer(TEST_MODEL)
@@ -43,21 +44,20 @@ def test_context_and_suffix_make_the_whole_conversation(source, title, text, que
     whole = template.render([Message(role="system", content=content), *messages])
     suffix = template.render_suffix(messages)
     assert template.render_context(title, text) + suffix.token_ids.tolist() == whole
-    ends = whole.count(TOKENIZER.special_id("<|end|>"))
+    ends = whole.count(TOKENIZER.id_of("<|end|>"))
     assert ends == 3  # whatever the contents look like
 
 
 def test_answers_and_their_closing_token_are_marked():
     suffix = TEMPLATE.render_suffix(conversation("Who?", "Ada.", "Where?", "Oslo."))
     ids = suffix.token_ids[suffix.is_answer].tolist()
-    end = TOKENIZER.special_id("<|end|>")
+    end = TOKENIZER.id_of("<|end|>")
     assert ids == [*TOKENIZER.encode("Ada."), end, *TOKENIZER.encode("Oslo."), end]
 
 
 def test_generation_prompt_follows_and_is_no_answer():
-    suffix = TEMPLATE.render_suffix(conversation("Who?"), add_generation_prompt=True)
-    assert suffix.token_ids[-1] == TOKENIZER.special_id("<|assistant|>")
-    assert not suffix.is_answer.any()
+    ids = TEMPLATE.render_turns(conversation("Who?"), add_generation_prompt=True)
+    assert ids[-1] == TOKENIZER.id_of("<|assistant|>")
 
 
 def test_context_is_head_text_closing():
@@ -68,13 +68,11 @@ def test_context_is_head_text_closing():
 
 def test_a_template_that_hides_the_system_turn_is_refused():
     late = "{% for m in messages | reverse %}{{ m['role'] + m['content'] }}{% endfor %}"
-    without = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}"
-    for source in (late, without):
-        template = ChatTemplate(TOKENIZER, source)
-        with pytest.raises(InputError, match="once each and in order"):
-            template.render_suffix(conversation("Who?"))
-        with pytest.raises(InputError, match="once each and in order"):
-            template.render_context("", "a document")
+    template = ChatTemplate(TOKENIZER, late)
+    with pytest.raises(InputError, match="once each and in order"):
+        template.render_suffix(conversation("Who?"))
+    with pytest.raises(InputError, match="once each and in order"):
+        template.render_context("", "a document")
     changed = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(InputError, match="does not render the system turn as a prefix"):
         ChatTemplate(TOKENIZER, changed).render_suffix(conversation("Who?"))
@@ -85,7 +83,7 @@ def test_a_template_that_hides_the_system_turn_is_refused():
 
 def test_json_in_a_template_is_what_transformers_writes():
     source = "{% for m in messages %}{{ m | tojson }}<|end|>{% endfor %}"
-    rendered = ChatTemplate(TOKENIZER, source)._jinja(conversation("Où <là>?"))
+    rendered = TemplateText(TOKENIZER, source).render(conversation("Où <là>?"))
     assert '"content": "Où <là>?"' in rendered
 
 

@@ -6,6 +6,7 @@ import pytest
 import safetensors.numpy
 
 from cartridges_jax.errors import InputError
+from cartridges_jax.info import describe
 from cartridges_jax.loading import load_model
 from cartridges_jax.models.config import read_config
 from cartridges_jax.models.rope import YarnScaling
@@ -22,6 +23,15 @@ def folder(tmp_path):
     fields |= {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields))
     return tmp_path
+
+
+def refuses(folder, words):
+    """Loading and `info` do, in the same words."""
+    with pytest.raises(InputError, match=words) as loading:
+        load_model(folder)
+    with pytest.raises(InputError) as telling:
+        describe(folder)
+    assert str(telling.value) == str(loading.value)
 
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -80,8 +90,7 @@ def change_config(folder, **fields):
 )
 def test_config(folder, fields, words):
     change_config(folder, **fields)
-    with pytest.raises(InputError, match=words):
-        load_model(folder)
+    refuses(folder, words)
 
 
 @pytest.mark.parametrize(
@@ -114,14 +123,12 @@ def test_files(folder, name, data, words):
     (folder / name).unlink(missing_ok=True)
     if data is not None:
         (folder / name).write_bytes(data)
-    with pytest.raises(InputError, match=words):
-        load_model(folder)
+    refuses(folder, words)
 
 
 def test_wrong_tensors_are_reported_together(folder):
     change_config(folder, num_hidden_layers=7, vocab_size=3585)
-    with pytest.raises(InputError, match=r"missing model\.layers\.6.*embed_tokens.weight is"):
-        load_model(folder)
+    refuses(folder, r"missing model\.layers\.6.*embed_tokens.weight is")
 
 
 def change_tensor(folder, name, change):
@@ -139,8 +146,7 @@ def test_weights_that_are_not_numbers(folder):
         return x
 
     change_tensor(folder, name, spoil)
-    with pytest.raises(InputError, match=f"{name} holds values that are not finite"):
-        load_model(folder)
+    refuses(folder, f"{name} holds values that are not finite")
 
 
 def test_a_head_that_is_not_the_embedding_it_is_tied_to(folder):
@@ -153,8 +159,7 @@ def test_a_head_that_is_not_the_embedding_it_is_tied_to(folder):
     load_model(folder)
     tensors["lm_head.weight"][-1, -1] += 1
     path.write_bytes(safetensors.numpy.save(tensors))
-    with pytest.raises(InputError, match="set tie_word_embeddings to false"):
-        load_model(folder)
+    refuses(folder, "set tie_word_embeddings to false")
 
 
 def test_the_whole_file_goes_before_an_index(folder):
@@ -169,8 +174,7 @@ def test_a_misshapen_tensor(folder):
     size = read_config(folder).hidden_size
     change_tensor(folder, "model.norm.weight", lambda x: x[:-1])
     words = rf"model.norm.weight is \[{size - 1}\], the config says \[{size}\]"
-    with pytest.raises(InputError, match=words):
-        load_model(folder)
+    refuses(folder, words)
 
 
 @pytest.mark.parametrize(
@@ -184,14 +188,12 @@ def test_a_misshapen_tensor(folder):
 def test_a_damaged_index(folder, index, words):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match=words):
-        load_model(folder)
+    refuses(folder, words)
 
 
 def test_a_json_tokenizer_that_is_damaged(folder):
     (folder / "tokenizer.json").write_text('{"model": 1}')
-    with pytest.raises(InputError, match="is not a tokenizer that can be read"):
-        load_model(folder)
+    refuses(folder, "is not a tokenizer that can be read")
 
 
 @pytest.mark.parametrize(
@@ -227,8 +229,7 @@ def test_yarn_stretches_the_window(folder):
 def test_cut_weights(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(InputError, match="damaged"):
-        load_model(folder)
+    refuses(folder, "damaged")
 
 
 def test_the_window_is_kept(trained):

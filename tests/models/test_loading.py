@@ -23,7 +23,7 @@ from cartridges_jax.models.linear import Embedding, Linear
 from cartridges_jax.models.rope import Rope
 from cartridges_jax.models.sources.folder import FolderSource
 from cartridges_jax.models.sources.locate import is_model_name
-from cartridges_jax.models.tokenizer import load_tokenizer
+from cartridges_jax.models.tokenizer_files import load_tokenizer
 from cartridges_jax.models.transformer import initialize
 from cartridges_jax.sharding import MODEL, make_mesh
 from experiments.export import export_folder, to_hf

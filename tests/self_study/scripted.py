@@ -12,6 +12,8 @@ def _ask(index, seed):
 class ScriptedClient:
     """Its first reader of a unit asks, its second answers."""
 
+    opens_thoughts = False
+
     def __init__(self, ask=_ask, finished=True):
         self.ask = ask
         self.finished = finished  # of the answers

@@ -12,6 +12,8 @@ import numpy as np
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.tokenizer import Tokenizer
 
+_ROWS = 4096  # of a matrix that are looked at together
+
 
 @runtime_checkable
 class Tensor(Protocol):
@@ -23,6 +25,14 @@ class Tensor(Protocol):
     def read(self, cut: tuple[slice, ...], dtype: Any) -> np.ndarray:
         """Reads a part, a slice for each axis, as `dtype`; memory grows with the part."""
         ...
+
+
+def blocks_of(tensor: Tensor) -> Iterator[np.ndarray]:
+    """A tensor in float32, a block of rows in memory at a time."""
+    count = tensor.shape[0]
+    others = (slice(None),) * (len(tensor.shape) - 1)
+    for start in range(0, count, _ROWS):
+        yield tensor.read((slice(start, min(start + _ROWS, count)), *others), np.float32)
 
 
 class ModelSource(abc.ABC):

@@ -13,7 +13,8 @@ from cartridges_jax.errors import InputError
 from cartridges_jax.models import config as model_config
 from cartridges_jax.models.config import ModelConfig, read_json_object
 from cartridges_jax.models.sources.base import ModelSource, Tensor
-from cartridges_jax.models.tokenizer import Tokenizer, load_tokenizer
+from cartridges_jax.models.tokenizer import Tokenizer
+from cartridges_jax.models.tokenizer_files import load_tokenizer
 
 
 class FolderTensor:

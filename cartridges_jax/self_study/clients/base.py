@@ -18,6 +18,7 @@ class Reply:
     text: str
     confidence: float
     finished: bool = True  # within the tokens that it was given, or `enough` ended it
+    token_ids: Sequence[int] | None = None  # of the text, where they are the tokens of our model
 
 
 @runtime_checkable
@@ -46,6 +47,9 @@ class Client(Protocol):
 
     @property
     def fingerprint(self) -> dict[str, Any]: ...
+
+    @property
+    def opens_thoughts(self) -> bool: ...  # its replies begin inside of thoughts, without a mark
 
     def read(self, chunk: Chunk, opening: Sequence[Message] = ()) -> ChunkReader:
         """Reads a chunk, and turns that every request then goes on from.

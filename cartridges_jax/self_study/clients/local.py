@@ -23,11 +23,15 @@ class LocalClient:
     def fingerprint(self) -> dict[str, Any]:
         return self.model.fingerprint
 
+    @property
+    def opens_thoughts(self) -> bool:
+        return self.model.template.opens_thoughts
+
     def read(self, chunk: Chunk, opening: Sequence[Message] = ()) -> "LocalReader":
         context = self.model.template.render_context(chunk.title, chunk.text)
         opened: list[int] = []
         if opening:
-            opened = self.model.template.render_suffix(opening).token_ids.tolist()
+            opened = self.model.template.render_turns(opening)
             probe = [*opening, Message(role="user", content="x")]
             # A template may render a turn otherwise once others follow: then it is read each time.
             if self.model.render_prompt(probe, has_context=True)[: len(opened)] != opened:
@@ -76,5 +80,6 @@ class LocalReader:
         )
         for i, a in zip(fitting, answers, strict=True):
             sure = math.exp(sum(a.logprobs) / max(len(a.logprobs), 1))
-            replies[i] = Reply(a.text, sure, a.finish_reason == "stop")
+            ids = self.model.as_turn(a).get("token_ids")
+            replies[i] = Reply(a.text, sure, a.finish_reason == "stop", ids)
         return replies

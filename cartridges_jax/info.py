@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from cartridges_jax import cartridge_file, files
+from cartridges_jax.corpus import read_corpus
 from cartridges_jax.distillation import targets
 from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation.report import human_bytes
@@ -18,7 +19,7 @@ _MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "model.safet
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Explains a cartridge, a folder of conversations or targets, results.json, or a model.
+    """Explains a cartridge, conversations or targets, results.json, a model, or texts.
 
     Raises:
       InputError: if it does not exist, is damaged, or is none of these.
@@ -37,14 +38,29 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         return _model(target)
     found: dict[str, Any] = {}
     for name in (conversation.SHARDS, targets.SHARDS):
-        if (target / f"{name}.manifest.json").exists():
+        if ShardSet.exists(target, name):
             found |= _shards(ShardSet.read(target, name))
     runs = sorted(target.glob("*.cartridge"))
     if not found and len(runs) == 1:
         return _cartridge(runs[0])
     if not found:
-        raise InputError(f"{path} holds no cartridge, no conversations, no targets and no model")
+        return _corpus(target)
     return found
+
+
+def _corpus(folder: epath.Path) -> dict[str, Any]:
+    """Texts: what a study of the folder would read, and every file that it would not."""
+    try:
+        summary = read_corpus(folder).summary
+    except InputError as error:
+        raise InputError(
+            f"{folder} holds no cartridge, no conversations, no targets and no model; {error}"
+        ) from error
+    first, *others = summary.lines()
+    told = {"corpus": first.removeprefix("corpus: ")}
+    told |= dict(line.split(": ", 1) for line in others if not line.startswith("left out"))
+    told |= {f"left out, {why}": ", ".join(names) for why, names in summary.left_out.items()}
+    return told
 
 
 def _results(path: epath.Path) -> dict[str, Any]:
@@ -93,7 +109,7 @@ def _shards(shards: ShardSet) -> dict[str, Any]:
     model = shards.inputs.get("model")
     weights = model.get("weights") if isinstance(model, dict) else None
     described: dict[str, Any] = {
-        shards.name: f"{shards.num_records} in {len(shards.shards)} shards "
+        shards.name: f"{shards.num_records} in {len(shards.units)} units "
         f"(hash {shards.fingerprint[:12]})",
         f"{shards.name} model": f"weights {str(weights or '?')[:12]}",
     }

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cartridges_jax.beginnings import Beginning
 from cartridges_jax.cartridge import Cartridge
-from cartridges_jax.corpus import Document, corpus_text
+from cartridges_jax.corpus import Document
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 
 SPAN_TOKENS = 64  # length of a sampled span
+SPANS_FROM = 1 << 20  # tokens of a corpus that spans are drawn from, at most
 
 
 def cut_context(
@@ -47,8 +49,8 @@ def first_tokens(
     model: LanguageModel, documents: Sequence[Document], num_slots: int, num_frozen: int
 ) -> Cartridge:
     """The KV of the corpus's first tokens."""
-    title, text = corpus_text(documents)
-    return model.kv_as_cartridge(cut_context(model, title, text, num_slots), num_frozen)
+    read = Beginning.of(model, documents, num_slots)
+    return model.kv_as_cartridge(cut_context(model, read.title, read.text, num_slots), num_frozen)
 
 
 def given_text(model: LanguageModel, text: str, num_slots: int, num_frozen: int) -> Cartridge:
@@ -61,7 +63,11 @@ def sampled_spans(
 ) -> Cartridge:
     """The KV of random spans of the corpus, read one after another."""
     rng = random.Random(f"spans {seed}")
-    tokens = [model.tokenizer.encode(d.text) for d in documents]
+    # Of a large corpus, from its beginning: all of it would be encoded for a few spans.
+    read = Beginning.of(model, documents, SPANS_FROM)
+    tokens = [model.tokenizer.encode(read.text)]
+    if read.is_whole:
+        tokens = [model.tokenizer.encode(d.text) for d in documents]
     total = sum(map(len, tokens))
     if total < num_slots:
         raise InputError(
@@ -84,8 +90,8 @@ def random_vectors(
     model: LanguageModel, documents: Sequence[Document], num_slots: int, num_frozen: int, seed: int
 ) -> Cartridge:
     """Normal vectors with the mean and spread of real KV in each layer, head and dimension."""
-    title, text = corpus_text(documents)
-    context = np.asarray(model.template.render_context(title, text), np.int32)
+    read = Beginning.of(model, documents, model.config.window)
+    context = np.asarray(read.context, np.int32)
     real = model.kv_as_cartridge(context[: model.config.window])
     slots = []
     for key, values in zip(

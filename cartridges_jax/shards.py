@@ -1,17 +1,24 @@
-"""Finished shards: ArrayRecord files that are whole or not there, listed in a manifest.
+"""Finished units of work: ArrayRecord files that are whole or not there, listed in a manifest.
 
 ArrayRecord cannot append, and a file cut by a kill reads as empty without an error. So a stage
-writes one shard per unit of work, to a temporary name, synced and renamed, and then lists it in
-`NAME.manifest.json` with its record count and hash. Reading checks both: what is not listed does
-not exist, what is listed must be there.
+writes each unit to a temporary name, syncs and renames it, and then lists it by one more line of
+`NAME.manifest.jsonl`, with its record count and hash. When many units lie in files of their own
+they are packed into one. Reading checks count and hash: what is not listed does not exist, what is
+listed must be there. Files are opened as they are needed, a few at a time; the cost of a unit does
+not grow with the units that there are.
 """
 
-import dataclasses
+import bisect
+import collections
 import hashlib
+import itertools
 import json
 import os
+import pathlib
+import threading
+import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -21,21 +28,41 @@ from cartridges_jax import files
 from cartridges_jax.config import first_difference
 from cartridges_jax.errors import InputError
 
+PACK_RECORDS, PACK_UNITS = 1024, 256  # so many in files of their own become one file
+OPEN_FILES = 32
 _WRITER_OPTIONS = "group_size:1,zstd:3"  # every record can be read on its own
 
 
-@dataclasses.dataclass
-class ShardSet:
-    """The shards of one stage in one folder.
+class _Place(NamedTuple):
+    """Where the records of a unit lie."""
 
-    `inputs` says what they were made from (settings, hashes): a stage that is run again goes on
-    only where they are equal.
+    file: str
+    start: int
+
+
+class ShardSet:
+    """The units of one stage in one folder.
+
+    Attributes:
+      folder: of the files.
+      name: what they begin with.
+      inputs: what they were made from (settings, hashes): a stage that is run again goes on only
+        where they are equal.
+      units: what the manifest says of each unit, by its index: `records`, `sha256` and the facts
+        that were given to `write`.
     """
 
-    folder: epath.Path
-    name: str
-    inputs: dict[str, Any]
-    shards: dict[int, dict[str, Any]]
+    def __init__(self, folder: epath.Path, name: str, inputs: dict[str, Any]):
+        """Makes an empty set; most callers want `open` or `read`."""
+        self.folder, self.name, self.inputs = folder, name, inputs
+        self.units: dict[int, dict[str, Any]] = {}
+        self.num_records = 0
+        self._places: dict[int, _Place] = {}
+        self._own_files: dict[int, int] = {}  # records of the units that are not packed
+        self._packs = 0
+        self._id = ""  # of the manifest: another one of the same name is another set
+        self._listed = 0  # bytes of the manifest that are in this object
+        self._readers = _Readers()
 
     @classmethod
     def open(cls, folder: epath.PathLike, name: str, inputs: dict[str, Any]) -> "ShardSet":
@@ -48,15 +75,23 @@ class ShardSet:
         folder.mkdir(parents=True, exist_ok=True)
         files.sweep(folder)
         inputs = json.loads(json.dumps(inputs))
-        if not cls._manifest(folder, name).exists():
-            return cls(folder, name, inputs, {})
-        existing = cls.read(folder, name)
+        if not cls.exists(folder, name):
+            return cls(folder, name, inputs)
+        existing = cls(folder, name, {})
+        existing._refresh()
+        if not existing._listed:
+            return cls(folder, name, inputs)
         difference = first_difference(existing.inputs, inputs)
         if difference:
             raise InputError(
                 f"{folder} holds {name} made with {difference}; choose another folder, or remove "
-                f"{cls._manifest(folder, name).name} there to make them again"
+                f"{existing._manifest.name} there to make them again"
             )
+        with files.locked(folder):
+            existing._refresh()
+            for index, place in existing._places.items():  # of a run killed while it packed
+                if place.file != existing._own_file(index).name:
+                    existing._own_file(index).unlink(missing_ok=True)
         return existing
 
     @classmethod
@@ -66,95 +101,251 @@ class ShardSet:
         Raises:
           InputError: if there is no manifest or it is damaged.
         """
-        folder = files.local_path(folder)
-        path = cls._manifest(folder, name)
-        if not path.exists():
-            raise InputError(f"there are no {name} in {folder} (no {path.name})")
-        try:
-            fields = json.loads(path.read_text())
-            shards = {int(index): dict(shard) for index, shard in fields["shards"].items()}
-            for shard in shards.values():
-                if not (isinstance(shard["records"], int) and isinstance(shard["sha256"], str)):
-                    raise TypeError("records and sha256 must be a number and a text")
-            return cls(folder, name, dict(fields["inputs"]), shards)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{path} is damaged ({error!r}); remove it to start over") from error
+        found = cls(files.local_path(folder), name, {})
+        if cls.exists(found.folder, name):
+            found._refresh()
+        if not found._listed:
+            raise InputError(f"there are no {name} in {folder} (no {found._manifest.name})")
+        return found
 
     @staticmethod
-    def _manifest(folder: epath.Path, name: str) -> epath.Path:
-        return folder / f"{name}.manifest.json"
+    def exists(folder: epath.PathLike, name: str) -> bool:
+        """Whether a folder holds a set of this name.
 
-    def path(self, index: int) -> epath.Path:
-        return self.folder / f"{self.name}-{index:05d}.array_record"
+        Raises:
+          InputError: if an earlier version made it, which had another manifest.
+        """
+        manifest = epath.Path(folder) / f"{name}.manifest.jsonl"
+        older = manifest.with_suffix(".json")
+        if older.exists() and not manifest.exists():
+            raise InputError(
+                f"{older} is of an earlier version; choose another folder, or remove {older.name} "
+                f"to make the {name} again"
+            )
+        return manifest.exists()
 
     @property
-    def num_records(self) -> int:
-        return sum(shard["records"] for shard in self.shards.values())
+    def _manifest(self) -> epath.Path:
+        return self.folder / f"{self.name}.manifest.jsonl"
+
+    def _own_file(self, index: int) -> epath.Path:
+        return self.folder / f"{self.name}-{index:05d}.array_record"
+
+    def path(self, index: int) -> epath.Path:
+        """The file that holds a unit."""
+        return self.folder / self._places[index].file
 
     @property
     def fingerprint(self) -> str:
-        """Hash over the contents of all shards, in order."""
-        hashes = [self.shards[index]["sha256"] for index in sorted(self.shards)]
+        """Hash over the contents of all units, in order; however they are packed."""
+        hashes = [self.units[index]["sha256"] for index in sorted(self.units)]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def total(self, count: str) -> int:
         """Sums one of the counts, or lists of counts, that were given to `write`."""
-        return int(sum(np.sum(shard.get(count, 0)) for shard in self.shards.values()))
+        return int(sum(np.sum(unit.get(count, 0)) for unit in self.units.values()))
+
+    # ---- writing
 
     def write(self, index: int, records: Sequence[bytes], **facts: int | str | list[int]) -> None:
-        """Writes shard `index` and lists it, with `facts` about what it holds.
+        """Writes unit `index` and lists it, with `facts` about what it holds.
 
-        What another process has listed meanwhile stays listed. Time and memory grow with the
-        shards that there are, since the whole manifest is written.
+        What another process has listed meanwhile stays listed.
 
         Raises:
           InputError: if another process has begun the set anew from other inputs, or the disk is
             full.
         """
-        path = self.path(index)
+        path = self._own_file(index)
+        if records:
+            self._write_file(path, records, commit=False)
+        unit = {"unit": index, "records": len(records), "sha256": _hash(records), **facts}
+        with files.locked(self.folder):
+            try:
+                self._refresh()
+            except InputError:
+                files.temporary_name(path).unlink(missing_ok=True)
+                raise
+            with files.writing(path):
+                if records:
+                    files.commit(files.temporary_name(path), path)
+            self._append(unit)
+            own = self._own_files.values()
+            if len(own) >= PACK_UNITS or sum(own) >= PACK_RECORDS:
+                self._pack()
+
+    def _pack(self) -> None:
+        """Puts the units that lie in files of their own into one file."""
+        indices = sorted(self._own_files)
+        found = [self.records(index) for index in indices]
+        path = self.folder / f"{self.name}-pack-{self._packs:05d}.array_record"
+        self._write_file(path, list(itertools.chain.from_iterable(found)))
+        starts = itertools.accumulate(map(len, found), initial=0)
+        self._append({"pack": path.name, "units": list(zip(indices, starts, strict=False))})
+        for index in indices:
+            self._own_file(index).unlink(missing_ok=True)
+
+    def _write_file(self, path: epath.Path, records: Sequence[bytes], commit: bool = True) -> None:
         temporary = files.temporary_name(path)
         with files.writing(path):
             writer = ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
             for record in records:
                 writer.write(record)
             writer.close()
-        shard = {"records": len(records), "sha256": _hash(records), **facts}
-        manifest = self._manifest(self.folder, self.name)
-        with files.locked(self.folder):
-            if manifest.exists():
-                listed = self.read(self.folder, self.name)
-                difference = first_difference(listed.inputs, self.inputs)
-                if difference:
-                    temporary.unlink()
-                    raise InputError(f"another process has begun {manifest} with {difference}")
-                self.shards = listed.shards
-            with files.writing(path):
+            if commit:
                 files.commit(temporary, path)
-            self.shards[index] = shard
-            shards = {str(i): self.shards[i] for i in sorted(self.shards)}
-            files.write_json(manifest, {"inputs": self.inputs, "shards": shards}, indent=None)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        """Adds a line to the manifest, whole or not at all; the folder is locked."""
+        lines = [entry]
+        if not self._listed:
+            self._id = uuid.uuid4().hex
+            lines = [{"id": self._id}, {"inputs": self.inputs}, entry]
+        data = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
+        with files.writing(self._manifest), self._manifest.open("ab") as file:
+            file.truncate(self._listed)  # what a killed process has not finished
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(file.fileno(), self._listed)
+                raise
+        self._take(entry)
+        self._listed += len(data)
+
+    # ---- reading
+
+    def _refresh(self) -> None:
+        """Reads what the manifest says beyond what is known.
+
+        Raises:
+          InputError: if it is damaged, or is another one than before.
+        """
+        if not self._manifest.exists():
+            if self._listed:
+                raise InputError(f"{self._manifest} has been removed by another process")
+            return
+        try:
+            with self._manifest.open("rb") as file:
+                if not self._read_head(file):
+                    return
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # a killed process was writing it
+                    self._take(json.loads(line))
+                    self._listed += len(line)
+        except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+            raise InputError(
+                f"{self._manifest} is damaged ({error!r}); remove it to start over"
+            ) from error
+
+    def _read_head(self, file: IO[bytes]) -> bool:
+        """Puts the file behind what is known; False if a killed process had just begun it."""
+        first = file.readline()
+        known = self._listed and json.loads(first)["id"] == self._id
+        if known:
+            file.seek(self._listed)
+            return True
+        second = file.readline()
+        if not second.endswith(b"\n"):
+            return False
+        inputs = dict(json.loads(second)["inputs"])
+        difference = first_difference(inputs, self.inputs) if self.inputs else None
+        if self._listed or difference:
+            raise InputError(
+                f"another process has begun {self._manifest} with "
+                f"{difference or 'the same inputs'}; start again"
+            )
+        self.inputs, self._id, self._listed = inputs, json.loads(first)["id"], file.tell()
+        return True
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        """Takes a line of the manifest."""
+        if "pack" in entry:
+            for index, start in entry["units"]:
+                self._places[int(index)] = _Place(str(entry["pack"]), int(start))
+                self._own_files.pop(int(index), None)
+            self._packs += 1
+            return
+        index, records = entry["unit"], entry["records"]
+        if type(index) is not int or type(records) is not int:
+            raise TypeError("unit and records must be numbers")
+        if not isinstance(entry["sha256"], str):
+            raise TypeError("sha256 must be a text")
+        self.num_records += records - self.units.get(index, {"records": 0})["records"]
+        self.units[index] = {key: value for key, value in entry.items() if key != "unit"}
+        self._places[index] = _Place(self._own_file(index).name, 0)
+        if records:
+            self._own_files[index] = records
 
     def records(self, index: int) -> list[bytes]:
-        """Reads a shard.
+        """Reads a unit.
 
         Raises:
           InputError: if it is missing, or not what was written.
         """
-        path, shard = self.path(index), self.shards[index]
+        unit = self.units[index]
+        if not unit["records"]:
+            return []
+        if not self.path(index).exists():
+            self._refresh()  # another process may have packed it
+        path, start = self.path(index), self._places[index].start
         if not path.exists():
             raise InputError(f"{path} is listed in the manifest but missing")
         try:
-            reader = ArrayRecordReader(os.fspath(path))
-            records = reader.read_all()
-            reader.close()
+            records = self._readers.read(path, start, start + unit["records"])
         except (RuntimeError, ValueError, IndexError) as error:
             raise InputError(f"{path} is damaged: {error}") from error
-        if len(records) != shard["records"] or _hash(records) != shard["sha256"]:
+        if len(records) != unit["records"] or _hash(records) != unit["sha256"]:
             raise InputError(
-                f"{path} is damaged: {len(records)} records, {shard['records']} expected, or their "
-                "hash differs; remove the file's entry from the manifest to make it again"
+                f"{path} is damaged: {len(records)} records of unit {index}, {unit['records']} "
+                f"expected, or their hash differs; remove {self._manifest.name} to make all again"
             )
         return records
+
+
+class Records:
+    """All records of a set in the order of its units, one by one: a source for Grain."""
+
+    def __init__(self, shards: ShardSet):
+        """Takes the records that are listed now."""
+        self._shards = shards
+        self._indices = [i for i in sorted(shards.units) if shards.units[i]["records"]]
+        counts = (shards.units[i]["records"] for i in self._indices)
+        self._ends = list(itertools.accumulate(counts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> bytes:
+        at = bisect.bisect_right(self._ends, int(index))
+        first = self._ends[at - 1] if at else 0
+        place = self._shards._places[self._indices[at]]
+        row = place.start + int(index) - first
+        [record] = self._shards._readers.read(self._shards.folder / place.file, row, row + 1)
+        return record
+
+
+class _Readers:
+    """Open files, the last ones that were used; one thread reads at a time."""
+
+    def __init__(self):
+        self._open: collections.OrderedDict[tuple[Any, ...], Any] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, path: epath.Path, start: int, stop: int) -> list[bytes]:
+        """Reads records of a file."""
+        stat = pathlib.Path(path).stat()
+        key = (os.fspath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        with self._lock:
+            reader = self._open.pop(key, None) or ArrayRecordReader(key[0])
+            self._open[key] = reader
+            while len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+            if reader.num_records() < stop:
+                raise IndexError(f"it holds {reader.num_records()} records, {stop} expected")
+            return reader.read(start, stop)
 
 
 def _hash(records: Sequence[bytes]) -> str:

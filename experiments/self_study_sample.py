@@ -63,7 +63,7 @@ def study() -> None:
     config = preset(SynthesisConfig, "laptop", num_conversations=COUNT)
     with tempfile.TemporaryDirectory() as temporary:
         shards = synthesize(model, documents, _WORK.value or temporary, config)
-        found = [c for i in sorted(shards.shards) for c in load_conversations(shards, i)][:COUNT]
+        found = [c for i in sorted(shards.units) for c in load_conversations(shards, i)][:COUNT]
     name = f"{epath.Path(_MODEL.value).stem}_{epath.Path(_CORPUS.value).stem}"
     print(name, counted(found))
     rows = [

@@ -8,6 +8,7 @@ import pytest
 
 from cartridges_jax import cli
 from cartridges_jax.evaluation import speed
+from cartridges_jax.shards import ShardSet
 from tests.conftest import TEST_MODEL, document_named, make_tiny_model, questions_named
 
 MODEL = (f"--model={TEST_MODEL}", "--dtype=float32")
@@ -152,7 +153,12 @@ def test_a_binary_file_and_an_empty_folder(capsys, tmp_path):
     (tmp_path / "a.bin").write_bytes(b"\0\1\2")
     (tmp_path / "empty").mkdir()
     out = f"--out={tmp_path / 'out'}"
-    fails(capsys, ["demo", f"--corpus={tmp_path / 'a.bin'}", out], "a.bin", "not UTF-8 text")
+    fails(
+        capsys,
+        ["demo", f"--corpus={tmp_path / 'a.bin'}", out],
+        "a.bin",
+        "is no text that can be read",
+    )
     fails(capsys, ["demo", f"--corpus={tmp_path / 'empty'}", out], "holds no text")
 
 
@@ -226,8 +232,7 @@ def test_other_text_than_was_studied(capsys, tmp_path, made, corpus):
 
 def test_a_demo_folder_of_another_seed_is_left_alone(capsys, tmp_path, corpus):
     (tmp_path / "data").mkdir()
-    inputs = {"inputs": {"seed": 5}, "shards": {}}
-    (tmp_path / "data" / "conversations.manifest.json").write_text(json.dumps(inputs))
+    ShardSet.open(tmp_path / "data", "conversations", {"seed": 5}).write(0, [])
     argv = ["demo", f"--corpus={corpus / 'text.md'}", f"--out={tmp_path}"]
     fails(capsys, argv, "choose another folder")
 

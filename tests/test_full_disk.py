@@ -71,7 +71,7 @@ def test_every_stage_says_so_and_goes_on(cli, tmp_path):
     assert not list(data.glob("*.tmp-*"))
     assert cli(*study)[0] == 0
     whole = ShardSet.read(data, "conversations")
-    assert sum(len(load_conversations(whole, i)) for i in whole.shards) >= 24
+    assert sum(len(load_conversations(whole, i)) for i in whole.units) >= 24
 
     train = ("train", f"--corpus={corpus}", f"--data={data}", f"--out={out}", *TRAIN)
     refused(cli(*train, most_bytes=2000), data)  # the targets

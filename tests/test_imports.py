@@ -15,7 +15,7 @@ LAYERS = (
     ("models", "corpus"),
     ("cartridge", "cartridge_file"),
     ("engine",),
-    ("language_model", "loading", "initializers"),
+    ("language_model", "loading", "beginnings", "initializers"),
     ("self_study",),
     ("distillation",),
     ("presets", "evaluation"),

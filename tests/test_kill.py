@@ -110,9 +110,9 @@ def test_synthesis(corpus, whole, tmp_path):
     argv = ("synthesize", f"--corpus={corpus}", f"--out={tmp_path}", *SYNTHESIZE)
     want = ShardSet.read(whole, "conversations")
     count = shards_on_disk(tmp_path, "conversations")
-    assert kill_and_finish(argv, count, len(want.shards), random.Random(0)) == KILLS
+    assert kill_and_finish(argv, count, len(want.units), random.Random(0)) == KILLS
     got = ShardSet.read(tmp_path, "conversations")
-    ids = [c.id for index in sorted(got.shards) for c in load_conversations(got, index)]
+    ids = [c.id for index in sorted(got.units) for c in load_conversations(got, index)]
     assert len(ids) == len(set(ids)) == want.num_records
     assert got.fingerprint == want.fingerprint
 
@@ -123,7 +123,7 @@ def test_scoring(corpus, whole, tmp_path):
     argv = ("train", f"--corpus={corpus}", f"--data={data}", f"--out={tmp_path / 'run'}", *TRAIN)
     want = ShardSet.read(whole, "targets")
     count = shards_on_disk(data, "targets")
-    assert kill_and_finish(argv, count, len(want.shards), random.Random(1)) == KILLS
+    assert kill_and_finish(argv, count, len(want.units), random.Random(1)) == KILLS
     assert ShardSet.read(data, "targets").fingerprint == want.fingerprint
 
 

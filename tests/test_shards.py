@@ -1,13 +1,16 @@
 """Shards: what is listed is whole, what is not listed does not exist."""
 
 import multiprocessing
+import pathlib
+import random
 import subprocess
 import sys
 
 import pytest
 
+from cartridges_jax import shards as shards_module
 from cartridges_jax.errors import InputError
-from cartridges_jax.shards import ShardSet
+from cartridges_jax.shards import Records, ShardSet
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def test_what_another_process_has_listed_stays(shards):
     other = ShardSet.open(shards.folder, "things", {"seed": 1})
     shards.write(5, [b"mine"])
     other.write(6, [b"its"])
-    assert set(ShardSet.read(shards.folder, "things").shards) == {0, 2, 5, 6}
+    assert set(ShardSet.read(shards.folder, "things").units) == {0, 2, 5, 6}
     assert shards.total("tokens") == 7
 
 
@@ -82,11 +85,11 @@ def test_two_processes_that_write_together_lose_nothing(tmp_path):
         one.start()
     for one in both:
         one.join()
-    assert set(ShardSet.read(tmp_path, "things").shards) == set(range(60))
+    assert set(ShardSet.read(tmp_path, "things").units) == set(range(60))
 
 
 def test_a_set_that_was_begun_anew_is_not_mixed_with_the_old(shards):
-    manifest = shards.folder / "things.manifest.json"
+    manifest = shards.folder / "things.manifest.jsonl"
     manifest.unlink()
     ShardSet.open(shards.folder, "things", {"seed": 2}).write(0, [b"new"])
     with pytest.raises(InputError, match="another process"):
@@ -94,16 +97,130 @@ def test_a_set_that_was_begun_anew_is_not_mixed_with_the_old(shards):
     assert ShardSet.read(shards.folder, "things").records(0) == [b"new"]
 
 
+HEAD = '{"id": "x"}\n{"inputs": {}}\n'
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "{",
-        '{"inputs": {}, "shards": {"0": {"records": "2", "sha256": "x"}}}',
-        '{"inputs": {}, "shards": {"0": {"records": 2, "sha256": 5}}}',
-        '{"inputs": {}, "shards": {"0": {"sha256": "x"}}}',
+        "{\n{\n",
+        HEAD + '{"unit": 0, "records": "2", "sha256": "x"}\n',
+        HEAD + '{"unit": 0, "records": 2, "sha256": 5}\n',
+        HEAD + '{"unit": 0, "sha256": "x"}\n',
+        HEAD + '{"unit": 0, "rec\n{"unit": 1, "records": 0, "sha256": "x"}\n',
+        HEAD + '{"pack": "x", "units": 5}\n',
+        HEAD + "[]\n",
     ],
 )
 def test_a_damaged_manifest_is_one_sentence(shards, text):
-    (shards.folder / "things.manifest.json").write_text(text)
+    (shards.folder / "things.manifest.jsonl").write_text(text)
     with pytest.raises(InputError, match="is damaged"):
         ShardSet.read(shards.folder, "things")
+
+
+def test_a_set_of_an_earlier_version_is_told(tmp_path):
+    (tmp_path / "things.manifest.json").write_text("{}")
+    for call in (
+        lambda: ShardSet.read(tmp_path, "things"),
+        lambda: ShardSet.open(tmp_path, "things", {}),
+    ):
+        with pytest.raises(InputError, match="of an earlier version; choose another folder"):
+            call()
+
+
+@pytest.mark.parametrize("cut", range(1, 400, 13))
+def test_a_line_that_a_kill_has_cut_does_not_exist(shards, cut):
+    """At any byte: what was listed before stays, and the next unit is listed behind it."""
+    manifest = shards.folder / "things.manifest.jsonl"
+    data = manifest.read_bytes()
+    manifest.write_bytes(data[:-cut])
+    whole = data[:-cut].count(b"\n")
+    again = ShardSet.open(shards.folder, "things", {"seed": 1})
+    assert set(again.units) == set([0, 2][: max(0, whole - 2)])
+    again.write(7, [b"new"])
+    read = ShardSet.read(shards.folder, "things")
+    assert set(read.units) == {*again.units, 7} and read.records(7) == [b"new"]
+
+
+def random_records(rng, count):
+    return [rng.randbytes(rng.randrange(60)) for _ in range(count)]
+
+
+def packed(monkeypatch, records=20, units=6):
+    monkeypatch.setattr(shards_module, "PACK_RECORDS", records)
+    monkeypatch.setattr(shards_module, "PACK_UNITS", units)
+
+
+def test_units_are_packed_and_nobody_can_tell(tmp_path, monkeypatch):
+    """Written in any order, some again, some empty: the same records, hashes and order."""
+    rng = random.Random(0)
+    sets = {}
+    for name, few in (("apart", 10**9), ("packed", 20)):
+        packed(monkeypatch, few, few)
+        made = ShardSet.open(tmp_path / name, "things", {})
+        rng.seed(1)
+        order = rng.sample(range(60), 60)
+        for index in order + order[:5]:
+            made.write(index, random_records(rng, rng.randrange(7)), tokens=index)
+        sets[name] = made
+    apart, both = sets["apart"], sets["packed"]
+    assert apart.fingerprint == both.fingerprint and apart.num_records == both.num_records
+    assert both.num_records == sum(unit["records"] for unit in both.units.values())
+    again = ShardSet.read(tmp_path / "packed", "things")
+    assert len(list((tmp_path / "packed").glob("*.array_record"))) < 20
+    for index in range(60):
+        assert again.records(index) == apart.records(index) == both.records(index)
+    one, other = Records(apart), Records(again)
+    assert [one[i] for i in range(len(one))] == [other[i] for i in range(len(other))]
+    assert len(one) == apart.num_records
+
+
+def test_a_reader_follows_what_another_process_packs(tmp_path, monkeypatch):
+    packed(monkeypatch)
+    writer = ShardSet.open(tmp_path, "things", {})
+    writer.write(0, [b"first"])
+    reader = ShardSet.read(tmp_path, "things")
+    for index in range(1, 8):
+        writer.write(index, [b"x"])
+    assert not (tmp_path / "things-00000.array_record").exists()
+    assert reader.records(0) == [b"first"]
+
+
+@pytest.mark.parametrize("step", ["_write_file", "_append", "unlink"])
+def test_a_kill_while_packing_loses_nothing(tmp_path, monkeypatch, step):
+    packed(monkeypatch)
+    made = ShardSet.open(tmp_path, "things", {})
+    for index in range(5):
+        made.write(index, [bytes([index])])
+    wanted = made.fingerprint
+
+    def killed(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if step == "unlink":
+            patch.setattr(type(made._own_file(0)), "unlink", killed)
+        else:
+            patch.setattr(made, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            made._pack()
+    again = ShardSet.open(tmp_path, "things", {})
+    assert again.fingerprint == wanted
+    assert [again.records(i) for i in range(5)] == [[bytes([i])] for i in range(5)]
+    again.write(5, [b"more"])
+    last = ShardSet.open(tmp_path, "things", {})
+    assert len(list(tmp_path.glob("*.array_record"))) == 1 + (step == "unlink")
+    assert [last.records(i) for i in range(6)] == [*([bytes([i])] for i in range(5)), [b"more"]]
+
+
+def test_few_files_are_open(tmp_path, monkeypatch):
+    packed(monkeypatch, 10**9, 10**9)
+    monkeypatch.setattr(shards_module, "OPEN_FILES", 4)
+    made = ShardSet.open(tmp_path, "things", {})
+    for index in range(30):
+        made.write(index, [b"x%d" % index])
+    records = Records(made)
+    before = len(list(pathlib.Path("/proc/self/fd").iterdir()))
+    for i in random.Random(0).sample(range(30), 30):
+        assert records[i] == b"x%d" % i
+    assert len(list(pathlib.Path("/proc/self/fd").iterdir())) <= before + 5

@@ -10,6 +10,7 @@ from cartridges_jax.config import from_flags
 from cartridges_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from cartridges_jax.corpus import Document
     from cartridges_jax.language_model import LanguageModel
 
 DEFAULT_PRESET = "laptop"
@@ -57,6 +58,16 @@ def define_model(values: flags.FlagValues) -> None:
         "given several times.",
         flag_values=values,
     )
+
+
+def load_corpus(values: flags.FlagValues) -> "list[Document]":
+    """Reads the corpus that the flags name, and tells what became of its files."""
+    from cartridges_jax.corpus import read_corpus
+
+    corpus = read_corpus(values.corpus)
+    for line in corpus.lines():
+        print(line)
+    return corpus.documents
 
 
 def load_model(values: flags.FlagValues) -> "LanguageModel":

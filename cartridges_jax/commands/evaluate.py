@@ -45,14 +45,13 @@ def define(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
     from cartridges_jax.cartridge import Cartridge
-    from cartridges_jax.corpus import load_documents
     from cartridges_jax.distillation.targets import score_targets
     from cartridges_jax.evaluation.questions import load_questions
     from cartridges_jax.evaluation.report import summary_table
     from cartridges_jax.evaluation.run import evaluate
 
     cartridge = Cartridge.load(values.cartridge)
-    documents = load_documents(values.corpus)
+    documents = common.load_corpus(values)
     questions = load_questions(values.questions) if values.questions else []
     model = common.load_model(values)
     if values.held_out:

@@ -19,16 +19,20 @@ def config_class() -> Any:
 
 def define(values: flags.FlagValues) -> None:
     common.define_model(values)
-    common.define_string(values, "corpus", None, "Text file or folder to study.")
+    common.define_string(
+        values,
+        "corpus",
+        None,
+        "Text file or folder to study; of a folder what .gitignore names is left out.",
+    )
     common.define_string(values, "out", None, "Folder of the conversations.")
     define_flags(config_class(), values)
 
 
 def run(values: flags.FlagValues) -> None:
-    from cartridges_jax.corpus import load_documents
     from cartridges_jax.self_study.run import synthesize
 
-    documents = load_documents(values.corpus)
+    documents = common.load_corpus(values)
     config = common.config_with_preset(config_class(), values)
     shards = synthesize(common.load_model(values), documents, values.out, config)
     paths = shlex.join([f"--corpus={values.corpus}", f"--data={values.out}"])

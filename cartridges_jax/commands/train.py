@@ -31,10 +31,9 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> None:
-    from cartridges_jax.corpus import load_documents
     from cartridges_jax.distillation.train import cartridge_path, train
 
-    documents = load_documents(values.corpus)
+    documents = common.load_corpus(values)
     config = common.config_with_preset(config_class(), values)
     cartridge = train(common.load_model(values), documents, values.data, values.out, config)
     data = cartridge.provenance["data"]

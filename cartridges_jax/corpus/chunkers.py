@@ -11,7 +11,9 @@ import itertools
 import random
 import re
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from cartridges_jax.errors import InputError
 
@@ -27,7 +29,7 @@ _BREAKS = (re.compile(r"\n"), re.compile(rf"{SENTENCE_END}\s"))  # the stronger 
 class Tokens(Protocol):
     """The part of a tokenizer that a chunker needs."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, *, after: Any = "nothing") -> list[int]: ...
     def decode(self, token_ids: Sequence[int]) -> str: ...
 
 
@@ -70,7 +72,9 @@ def whole_passages(text: str, begins_inside: bool, ends_inside: bool) -> str:
     return text[start:end].strip()
 
 
-def _whole_characters(tokenizer: Tokens, token_ids: Sequence[int], window: range) -> str:
+def _whole_characters(
+    tokenizer: Tokens, token_ids: Sequence[int] | np.ndarray, window: range
+) -> str:
     """What a window shows, without the tokens at its ends that are only part of a character.
 
     Decoders turn more than the cut character into `NO_CHARACTER`, some all bytes beside it.
@@ -79,7 +83,8 @@ def _whole_characters(tokenizer: Tokens, token_ids: Sequence[int], window: range
     from_end = range(BYTES_OF_CHARACTER if window.stop < len(token_ids) else 1)
     texts = []
     for first, last in sorted(itertools.product(from_start, from_end), key=sum):
-        texts.append(tokenizer.decode(token_ids[window.start + first : window.stop - last]))
+        ids = np.asarray(token_ids[window.start + first : window.stop - last])
+        texts.append(tokenizer.decode(ids.tolist()))
         if NO_CHARACTER not in texts[-1]:
             return texts[-1]
     return min(texts, key=lambda text: text.count(NO_CHARACTER))  # the document has some itself
@@ -90,7 +95,7 @@ def draw_chunk(
     tokenizer: Tokens,
     name: str,
     title: str,
-    token_ids: Sequence[int],
+    token_ids: Sequence[int] | np.ndarray,
     min_tokens: int,
     max_tokens: int,
 ) -> Chunk:

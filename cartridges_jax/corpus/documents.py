@@ -1,42 +1,86 @@
-"""Loads a corpus: one text file or a folder of them, in a fixed order.
+"""A corpus: one text file or a folder of them, in a fixed order, and what was left out of it.
 
 A document is a name (path below the corpus), a title and a text. The title is the Markdown heading
 that a text begins with (it is then left out of the text), else the name; source code has none, as
-its first comment looks alike. In a folder, files that are not UTF-8 text are left out and counted;
-a single file that is not text is an error.
+its first comment looks alike. The text stays in its file until it is asked for.
 """
 
 import dataclasses
 import hashlib
-import logging
+import itertools
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
-
-from etils import epath
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 from cartridges_jax import files
+from cartridges_jax.corpus import walk
+from cartridges_jax.corpus.summary import CorpusSummary
+from cartridges_jax.corpus.text_files import BLOCK, EMPTY, NoTextError, TextFile
 from cartridges_jax.errors import InputError
 
-_log = logging.getLogger(__name__)
+WITH_HEADINGS = frozenset({"", ".md", ".markdown", ".txt", ".ipynb"})  # endings of texts
+LONGEST_HEADING = 1000  # characters
 
-WITH_HEADINGS = frozenset({"", ".md", ".markdown", ".txt"})  # endings of texts
-HEAD_BYTES = 8192  # read to tell text from other files, which may be large
-SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
+
+class Document:
+    """One text of a corpus.
+
+    Attributes:
+      name: path below the corpus.
+      title: what it is about.
+      sha256: hash of title and text, as the model reads them.
+      length: characters of the text.
+    """
+
+    def __init__(self, name: str, title: str, text: str | Callable[[], Iterator[str]]):
+        """Takes a text, or what yields it in pieces each time it is asked for."""
+        self.name, self.title = name, title
+        self._text = text
+        digest, self.length = hashlib.sha256(f"{title}\n\n".encode()), 0
+        for piece in self.pieces():
+            digest.update(piece.encode())
+            self.length += len(piece)
+        self.sha256 = digest.hexdigest()
+
+    def pieces(self) -> Iterator[str]:
+        """The text in pieces of a few hundred thousand characters."""
+        if callable(self._text):
+            yield from self._text()
+        else:
+            for start in range(0, len(self._text), BLOCK):
+                yield self._text[start : start + BLOCK]
+
+    @property
+    def text(self) -> str:
+        """The whole text; memory grows with it."""
+        return "".join(self.pieces())
+
+    def beginning(self, length: int) -> str:
+        """The first `length` characters of the text."""
+        parts, left = [], length
+        for piece in self.pieces():
+            parts.append(piece[:left])
+            left -= len(parts[-1])
+            if not left:
+                break
+        return "".join(parts)
+
+    def __repr__(self) -> str:
+        return f"Document({self.name!r}, {self.title!r}, {self.length:,} characters)"
 
 
 @dataclasses.dataclass(frozen=True)
-class Document:
-    """One text of a corpus."""
+class Corpus:
+    """The documents of a file or folder, and what became of every file there."""
 
-    name: str
-    title: str
-    text: str
+    documents: list[Document]
+    summary: CorpusSummary
 
-    @property
-    def sha256(self) -> str:
-        """Hash of title and text, as the model reads them."""
-        return hashlib.sha256(f"{self.title}\n\n{self.text}".encode()).hexdigest()
+    def lines(self) -> list[str]:
+        """What to tell people of it; nothing of a single file."""
+        is_folder = len(self.documents) > 1 or self.summary.left_out
+        return self.summary.lines() if is_folder else []
 
 
 def corpus_identity(documents: Sequence[Document]) -> list[dict[str, str]]:
@@ -44,100 +88,127 @@ def corpus_identity(documents: Sequence[Document]) -> list[dict[str, str]]:
     return [{"name": d.name, "sha256": d.sha256} for d in documents]
 
 
-def corpus_text(documents: Sequence[Document]) -> tuple[str, str]:
-    """Returns (title, text) of a whole corpus as one context."""
+def corpus_text(documents: Sequence[Document], length: int | None = None) -> tuple[str, str]:
+    """Returns (title, text) of a corpus as one context: whole, or the first `length` characters."""
     if len(documents) == 1:
-        return documents[0].title, documents[0].text
-    return "", "\n\n".join(f"# {d.title}\n\n{d.text}" for d in documents)
+        [one] = documents
+        return one.title, one.text if length is None else one.beginning(length)
+    parts, left = [], length
+    for document in documents:
+        text = document.text if left is None else document.beginning(left)
+        parts.append(f"# {document.title}\n\n{text}")
+        if left is not None:
+            left -= min(left, len(parts[-1]) + 2)
+            if not left:
+                break
+    return "", "\n\n".join(parts)[:length]
 
 
-def parse_document(name: str, content: str) -> Document:
-    """Splits a leading Markdown heading off as the title."""
-    content = content.replace("\r\n", "\n").strip()
-    first, _, rest = content.partition("\n")
-    has_heading = pathlib.PurePath(name).suffix.lower() in WITH_HEADINGS
-    if has_heading and first.startswith("# ") and rest.strip():
-        return Document(name, first.removeprefix("# ").strip(), rest.strip())
-    return Document(name, name, content)
-
-
-def _read_text(path: epath.Path) -> str | None:
-    """Returns the file's text, or None where it cannot be read as UTF-8 text."""
-    if not pathlib.Path(path).is_file():  # epath calls all files that are no folders
-        return None  # a dangling link, a pipe, or a folder that we may not list
-    try:
-        with path.open("rb") as file:
-            data = file.read(HEAD_BYTES)
-            if b"\0" not in data:
-                data += file.read()
-    except OSError:
-        return None
-    if b"\0" in data:
-        return None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return None
-
-
-def _readable(name: str) -> str:
-    """A file's name as text, whatever bytes it is of."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
-def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
-    """Yields the files of a folder and its folders by name; hidden ones are left out.
-
-    A folder that may not be listed is yielded itself.
-    """
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError:
-        yield folder
-        return
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name in SKIPPED_FOLDERS:
-            continue
-        if entry.is_dir() and not pathlib.Path(entry).is_symlink():  # a link may lead in circles
-            yield from _files_below(entry)
-        elif not entry.is_dir():
-            yield entry
+def corpus_length(documents: Sequence[Document]) -> int:
+    """Characters of all texts."""
+    return sum(document.length for document in documents)
 
 
 def load_documents(path: str | os.PathLike[str]) -> list[Document]:
     """Loads the documents of a file or folder, folders in sorted order.
 
     Raises:
-      InputError: if the path does not exist, a single file is binary or empty, or a folder holds
+      InputError: if the path does not exist, a single file is no text or empty, or a folder holds
         no text.
     """
-    root = files.local_path(path)
+    return read_corpus(path).documents
+
+
+def read_corpus(path: str | os.PathLike[str]) -> Corpus:
+    """Loads a file or folder, and tells what became of every file; errors as above."""
+    root = pathlib.Path(files.local_path(path))
     if not root.exists():
         raise InputError(f"there is no file or folder {path} to read a corpus from")
     if not root.is_dir():
-        text = _read_text(root)
-        if text is None:
-            raise InputError(f"{path} is not UTF-8 text that can be read; convert it first")
-        if not text.strip():
-            raise InputError(f"{path} is empty; a corpus needs some text")
-        return [parse_document(_readable(root.name), text)]
+        try:
+            document = _document(walk.readable(root.name), root)
+        except NoTextError as error:
+            raise InputError(_not_a_corpus(path, str(error))) from error
+        return Corpus([document], CorpusSummary.of([document], {}))
     try:
         next(root.iterdir(), None)
     except OSError as error:
         raise InputError(f"the folder {path} cannot be read: {error.strerror}") from error
-    documents, skipped = [], []
-    for file in _files_below(root):
-        name = _readable("/".join(file.relative_to(root).parts))
-        text = _read_text(file)
-        if text is None:
-            skipped.append(name)
-        elif text.strip():
-            documents.append(parse_document(name, text))
-    if skipped:
-        _log.warning(
-            "left out %d files that are not readable text, such as %s", len(skipped), skipped[0]
-        )
+    documents: list[Document] = []
+    left_out: dict[str, list[str]] = {}
+    for entry in walk.walk(root):
+        why = entry.why
+        if not why:
+            try:
+                documents.append(_document(entry.name, entry.path))
+                continue
+            except NoTextError as error:
+                why = str(error)
+        left_out.setdefault(why, []).append(entry.name)
+    summary = CorpusSummary.of(documents, left_out)
     if not documents:
-        binary = f" ({len(skipped)} files there are not text or unreadable)" if skipped else ""
-        raise InputError(f"the folder {path} holds no text to read{binary}")
-    return documents
+        why = f": {summary.told_left_out()}" if left_out else ""
+        raise InputError(f"the folder {path} holds no text to read{why}")
+    return Corpus(documents, summary)
+
+
+def _not_a_corpus(path: str | os.PathLike[str], why: str) -> str:
+    if why == EMPTY:
+        return f"{path} is empty; a corpus needs some text"
+    return f"{path} is no text that can be read ({why}); convert it to UTF-8 text first"
+
+
+def _document(name: str, path: pathlib.Path) -> Document:
+    """Reads a file once, to its end.
+
+    Raises:
+      NoTextError: if it is no text.
+    """
+    file = TextFile.open(path)
+    title = None
+    if pathlib.PurePath(name).suffix.lower() in WITH_HEADINGS:
+        title = _heading(_stripped(file.pieces()))
+    skipped = title is not None
+
+    def body() -> Iterator[str]:
+        text = _stripped(file.pieces())
+        return _stripped(_without_first_line(text)) if skipped else text
+
+    document = Document(name, name if title is None else title, body)
+    if not document.length:
+        raise NoTextError(EMPTY)
+    return document
+
+
+def _heading(text: Iterator[str]) -> str | None:
+    """The Markdown heading that a stripped text begins with, if anything follows it."""
+    first = ""
+    for piece in text:
+        first += piece
+        if "\n" in first or len(first) > LONGEST_HEADING:
+            break
+    line, _, rest = first.partition("\n")
+    found = re.match(r"# +(.*\S)", line)
+    if not found or len(line) > LONGEST_HEADING:
+        return None
+    return found[1].strip() if rest.strip() or any(piece.strip() for piece in text) else None
+
+
+def _without_first_line(text: Iterator[str]) -> Iterator[str]:
+    for piece in text:
+        _, end, rest = piece.partition("\n")
+        if end:
+            return itertools.chain([rest], text)
+    return iter(())
+
+
+def _stripped(text: Iterator[str]) -> Iterator[str]:
+    """A text without the blanks at its ends."""
+    held, begun = "", False
+    for piece in text:
+        whole = held + (piece if begun else piece.lstrip())
+        kept = whole.rstrip()
+        held = whole[len(kept) :]
+        begun = begun or bool(kept)
+        if kept:
+            yield kept

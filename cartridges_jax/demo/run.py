@@ -14,8 +14,9 @@ from typing import Any
 from etils import epath
 
 from cartridges_jax import files, presets
+from cartridges_jax.beginnings import Beginning
 from cartridges_jax.config import check_ranges, setting
-from cartridges_jax.corpus import Document, corpus_text, load_documents
+from cartridges_jax.corpus import Document, read_corpus
 from cartridges_jax.distillation.config import MAX_SEED, TrainConfig
 from cartridges_jax.distillation.targets import score_targets
 from cartridges_jax.distillation.train import cartridge_path, train
@@ -78,7 +79,9 @@ def run_demo(
     config = config or DemoConfig()
     check_ranges(config)
     folder = files.output_folder(out)
-    documents = load_documents(config.corpus or DOCUMENT)
+    corpus = read_corpus(config.corpus or DOCUMENT)
+    documents = corpus.documents
+    print(*corpus.lines(), sep="\n")
     asked = config.questions or ("" if config.corpus else os.fspath(QUESTIONS))
     questions = load_questions(asked) if asked else []
     _check_slots(model, documents, config)
@@ -140,7 +143,7 @@ def demo_cartridge(out: str | os.PathLike[str], config: DemoConfig) -> epath.Pat
 
 
 def _check_slots(model: LanguageModel, documents: Sequence[Document], config: DemoConfig) -> None:
-    context = len(model.template.render_context(*corpus_text(documents)))
+    context = Beginning.of(model, documents, model.config.window).corpus_tokens
     if config.num_slots > context:
         raise InputError(
             f"the corpus has {context} tokens as a context, fewer than num_slots="
@@ -156,9 +159,10 @@ def _check_slots(model: LanguageModel, documents: Sequence[Document], config: De
 
 
 def _explain(model: LanguageModel, documents: Sequence[Document], config: DemoConfig) -> None:
-    tokens = len(model.template.render_context(*corpus_text(documents)))
+    read = Beginning.of(model, documents, model.config.window)
+    tokens = read.corpus_tokens
     title = documents[0].title if len(documents) == 1 else f"{len(documents)} documents"
-    print(f"Corpus:    {title}, {tokens} tokens as a context")
+    print(f"Corpus:    {title}, {read.told_size()} as a context")
     print(
         f"Model:     {model.name}, {model.config.num_params() / 1e6:.0f} M parameters, window of "
         f"{model.config.window} tokens"

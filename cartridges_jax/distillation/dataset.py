@@ -7,7 +7,6 @@ resumes exactly.
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from cartridges_jax.distillation import targets as targets_file
 from cartridges_jax.distillation.targets import LossOn
 from cartridges_jax.errors import InputError
 from cartridges_jax.shapes import round_up
-from cartridges_jax.shards import ShardSet
+from cartridges_jax.shards import Records, ShardSet
 
 PACKING_BINS = 8  # rows that are open at a time
 LENGTH_STEP = 64  # rows that are not packed are padded up to a multiple of this many tokens
@@ -66,18 +65,18 @@ def packed_data(
       loss_on: which tokens are targets.
 
     Raises:
-      InputError: if no conversation fits a row, or a shard is missing or damaged.
+      InputError: if no conversation fits a row, or a unit is missing or damaged.
     """
     counts = targets_file.ROW_TARGETS[loss_on]
     kept = dropped = positions = longest = 0
-    for index, shard in shards.shards.items():
-        shards.records(index)  # checks that the file is whole
-        if not {"row_tokens", counts} <= shard.keys():
+    for index, unit in shards.units.items():
+        shards.records(index)  # checks that they are whole
+        if not {"row_tokens", counts} <= unit.keys():
             raise InputError(
-                f"{shards.folder}: {shards.name}.manifest.json does not say how long the rows of "
-                f"shard {index} are; remove it to score them again"
+                f"{shards.folder}: {shards.name}.manifest.jsonl does not say how long the rows of "
+                f"unit {index} are; remove it to score them again"
             )
-        for tokens, num_targets in zip(shard["row_tokens"], shard[counts], strict=True):
+        for tokens, num_targets in zip(unit["row_tokens"], unit[counts], strict=True):
             if shape.takes(tokens, num_targets):
                 kept, positions = kept + 1, positions + num_targets
                 longest = max(longest, tokens)
@@ -90,17 +89,13 @@ def packed_data(
             f"none of the {dropped} conversations in {shards.folder} fits a row of "
             f"{shape.num_tokens} tokens with {shape.num_targets} targets; raise row_length"
         )
-    paths = [
-        os.fspath(shards.path(i)) for i in sorted(shards.shards) if shards.shards[i]["records"]
-    ]
 
     def decode(record: bytes) -> dict[str, np.ndarray]:
         row = targets_file.decode_record(record, loss_on)
         return row if labels == "teacher" else targets_file.as_hard_labels(row)
 
-    source: Any = grain.sources.ArrayRecordDataSource(paths)  # its types miss the protocol
     dataset = (
-        grain.MapDataset.source(source)
+        grain.MapDataset.source(Records(shards))
         .shuffle(seed=seed)
         .repeat()
         .map(decode)

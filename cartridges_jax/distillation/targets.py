@@ -115,18 +115,18 @@ def score_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSe
         "top_j": TOP_J,
         "targets_on": TARGETS_ON,
     }
-    sources = {index: shard["sha256"] for index, shard in conversations.shards.items()}
-    if (folder / f"{SHARDS}.manifest.json").exists():
+    sources = {index: unit["sha256"] for index, unit in conversations.units.items()}
+    if ShardSet.exists(folder, SHARDS):
         found = ShardSet.read(folder, SHARDS)
-        if found.inputs == inputs and sources == {i: s["source"] for i, s in found.shards.items()}:
+        if found.inputs == inputs and sources == {i: s["source"] for i, s in found.units.items()}:
             return found  # perhaps of a folder that may only be read
     targets = ShardSet.open(files.output_folder(folder), SHARDS, inputs)
     writer = conversations.inputs.get("model")
     keeps = isinstance(writer, dict) and writer.get("tokenizer") == model.identity["tokenizer"]
     bar = progress(conversations.num_records, "score", "conv", targets.num_records)
-    for index in sorted(conversations.shards):
-        source = conversations.shards[index]["sha256"]
-        if targets.shards.get(index, {}).get("source") == source:
+    for index in sorted(conversations.units):
+        source = conversations.units[index]["sha256"]
+        if targets.units.get(index, {}).get("source") == source:
             continue
         told = load_conversations(conversations, index)
         records = _score_unit(model, told if keeps else [one.as_text() for one in told])

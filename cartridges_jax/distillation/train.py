@@ -216,7 +216,7 @@ def _open_targets(
     """
     folder = files.local_path(data)
     given = corpus_identity(documents)
-    if (folder / f"{conversation.SHARDS}.manifest.json").exists():
+    if ShardSet.exists(folder, conversation.SHARDS):
         studied = ShardSet.read(folder, conversation.SHARDS).inputs.get("corpus")
         difference = first_difference(studied, given, "corpus")
         if difference:

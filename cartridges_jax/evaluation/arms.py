@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cartridges_jax import initializers
+from cartridges_jax.beginnings import Beginning
 from cartridges_jax.cartridge import Cartridge
-from cartridges_jax.corpus import Document, corpus_text
+from cartridges_jax.corpus import Document
 from cartridges_jax.corpus.chunkers import SENTENCE_END
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
@@ -76,9 +77,7 @@ def control_arms(
     Raises:
       InputError: if `answer_room` exceeds the window.
     """
-    title, text = corpus_text(documents)
     empty = tuple(model.template.empty_context())
-    whole = model.template.render_context(title, text)
     note = ""
     window = model.config.window - answer_room
     if window < 1:
@@ -86,12 +85,13 @@ def control_arms(
             f"{answer_room} tokens for question and answer leave nothing of the model's window of "
             f"{model.config.window}; lower answer_max_tokens"
         )
+    read = Beginning.of(model, documents, window)
+    whole = read.context
     if len(whole) > window:
-        size = len(whole)
-        whole = truncated_context(model, title, text, window)
+        whole = truncated_context(model, read.title, read.text, window)
         if len(whole) == len(empty):  # no line ends within the window: cut anywhere
-            whole = initializers.cut_context(model, title, text, window).tolist()
-        note = f"the corpus has {size} tokens, of which {len(whole)} fit the window"
+            whole = initializers.cut_context(model, read.title, read.text, window).tolist()
+        note = f"the corpus has {read.told_size()}, of which {len(whole)} fit the window"
     return [
         Arm(NO_CONTEXT, len(empty), empty),
         Arm(FULL_CONTEXT, len(whole), tuple(whole), note=note),
@@ -104,7 +104,8 @@ def truncated_arm(
     model: LanguageModel, documents: Sequence[Document], num_slots: int, name: str = TRUNCATED
 ) -> Arm:
     """As much of the corpus as a cartridge of `num_slots` has room for."""
-    cut = truncated_context(model, *corpus_text(documents), num_slots)
+    read = Beginning.of(model, documents, num_slots)
+    cut = truncated_context(model, read.title, read.text, num_slots)
     nothing = len(cut) == len(model.template.empty_context())
     note = "no sentence or line fits: the empty context" if nothing else ""
     return Arm(name, len(cut), tuple(cut), note=note)

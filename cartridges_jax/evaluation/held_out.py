@@ -34,7 +34,7 @@ def read_held_out(
     asked = set()
     if trained_on is not None:
         training = ShardSet.read(trained_on, conversation.SHARDS)
-        for index in training.shards:
+        for index in training.units:
             asked |= {c.messages[0]["content"] for c in load_conversations(training, index)}
     conversations = ShardSet.read(folder, conversation.SHARDS)
     targets = ShardSet.read(folder, targets_file.SHARDS)
@@ -43,12 +43,12 @@ def read_held_out(
         raise InputError(f"the targets in {folder} were scored by another model: {difference}")
     found = HeldOut([], [], 0)
     seen = 0
-    for index in sorted(targets.shards):
+    for index in sorted(targets.units):
         told, records = load_conversations(conversations, index), targets.records(index)
         if len(told) != len(records):
             raise InputError(
-                f"{folder}: shard {index} has {len(told)} conversations, {len(records)} targets; "
-                "remove targets.manifest.json to score them again"
+                f"{folder}: unit {index} has {len(told)} conversations, {len(records)} targets; "
+                "remove targets.manifest.jsonl to score them again"
             )
         for one, record in zip(told, records, strict=True):
             if one.messages[0]["content"] in asked:

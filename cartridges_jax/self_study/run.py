@@ -54,13 +54,15 @@ def synthesize(
     check_ranges(config)
     if not documents:
         raise InputError("there is no document to study")
-    drawer = ChunkDrawer.of(documents, model, chunk_widths(model, documents, config))
+    widths = chunk_widths(model, documents, config)
     client = client or LocalClient(model, batch_size=config.conversations_per_chunk)
     inputs = study_inputs(config, client, documents) | {
         "seeds": digest([seeds.SEEDS, seeds.EXAMPLE_PASSAGES, seeds.EXAMPLES])
     }
+    shards = ShardSet.open(files.output_folder(out), SHARDS, inputs)
+    drawer = ChunkDrawer.of(documents, model, widths, shards.folder)
     study = functools.partial(study_unit, drawer=drawer, client=client, config=config)
-    return write_units(out, inputs, study, config.num_conversations, config.conversations_per_chunk)
+    return write_units(shards, study, config.num_conversations, config.conversations_per_chunk)
 
 
 def study_inputs(config: Any, client: Client, documents: Sequence[Document]) -> dict[str, Any]:
@@ -78,8 +80,7 @@ def study_inputs(config: Any, client: Client, documents: Sequence[Document]) -> 
 
 
 def write_units(
-    out: str | os.PathLike[str],
-    inputs: dict[str, Any],
+    shards: ShardSet,
     study: Callable[[int], list[Conversation]],
     wanted: int,
     per_unit: int,
@@ -87,8 +88,7 @@ def write_units(
     """Writes units until there are `wanted` conversations; runs end on whole units.
 
     Args:
-      out: folder of the shards.
-      inputs: what decides a unit; a folder begun with others is refused.
+      shards: of the folder, as far as they are.
       study: writes the conversations of a unit.
       wanted: conversations in all.
       per_unit: the most that a unit tries.
@@ -96,7 +96,6 @@ def write_units(
     Raises:
       InputError: if so little is kept that no end is in sight.
     """
-    shards = ShardSet.open(files.output_folder(out), SHARDS, inputs)
     index = 0
     with progress(wanted, "self-study", "conv", shards.num_records) as bar:
         while shards.num_records < wanted:
@@ -108,7 +107,7 @@ def write_units(
                     "its tokens; raise num_examples, question_max_tokens or answer_max_tokens, or "
                     "lower min_answer_confidence"
                 )
-            if index not in shards.shards:
+            if index not in shards.units:
                 found = study(index)
                 records = [c.to_bytes() for c in found]
                 shards.write(index, records, dropped=per_unit - len(records))

@@ -10,8 +10,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from etils import epath
+
 from cartridges_jax.corpus import Chunk, Document, draw_chunk
 from cartridges_jax.corpus.chunkers import SENTENCE_END
+from cartridges_jax.corpus.tokens import CorpusTokens
 from cartridges_jax.engine.answers import ids_of
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
@@ -32,21 +35,27 @@ class ChunkDrawer:
     """Draws chunks from the corpus, documents in proportion to their length."""
 
     documents: Sequence[Document]
-    tokens: Sequence[Sequence[int]]  # of each document's text
+    tokens: CorpusTokens
     model: LanguageModel
     widths: tuple[int, int]  # the shortest and the longest to draw, tokens
 
     @classmethod
     def of(
-        cls, documents: Sequence[Document], model: LanguageModel, widths: tuple[int, int]
+        cls,
+        documents: Sequence[Document],
+        model: LanguageModel,
+        widths: tuple[int, int],
+        folder: epath.Path,
     ) -> "ChunkDrawer":
-        """Reads the documents."""
-        tokens = [model.tokenizer.encode(d.text) for d in documents]
+        """Encodes the documents, to a file in `folder` that later runs find there."""
+        tokenizer = model.tokenizer
+        tokens = CorpusTokens.of(documents, tokenizer, tokenizer.fingerprint, folder)
         return cls(documents, tokens, model, widths)
 
     def chunk(self, rng: random.Random) -> Chunk:
-        index = rng.choices(range(len(self.documents)), [len(t) for t in self.tokens])[0]
-        document, tokens = self.documents[index], self.tokens[index]
+        """Draws a chunk; the cost depends on its width alone."""
+        index = rng.choices(range(len(self.documents)), cum_weights=self.tokens.cumulated)[0]
+        document, tokens = self.documents[index], self.tokens.document(index)
         return draw_chunk(
             rng, self.model.tokenizer, document.name, document.title, tokens, *self.widths
         )

@@ -67,7 +67,7 @@ def main(_) -> None:
     rates: dict[str, Any] = {}
     for i, (name, document, made) in enumerate(fitting_documents(model, _DOCUMENTS.value)):
         shards, data = own_questions(model, document, work, i)
-        told = [one for index in sorted(shards.shards) for one in load_conversations(shards, index)]
+        told = [one for index in sorted(shards.units) for one in load_conversations(shards, index)]
         told = [one for one in told if one.family != RECALL][:COVERING]
         dropped = shards.total("dropped")
         rates = rates or speed(model, document, data)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from cartridges_jax import files
 from cartridges_jax.config import check_ranges, digest, setting
 from cartridges_jax.corpus import Chunk, Document
 from cartridges_jax.errors import InputError
@@ -22,7 +23,7 @@ from cartridges_jax.models.chat_template import Message
 from cartridges_jax.models.template_text import split_thoughts
 from cartridges_jax.self_study.clients.base import ChunkReader, Client, Reply
 from cartridges_jax.self_study.clients.local import LocalClient
-from cartridges_jax.self_study.conversation import Conversation
+from cartridges_jax.self_study.conversation import SHARDS, Conversation
 from cartridges_jax.self_study.run import study_inputs, write_units
 from cartridges_jax.self_study.unit import ChunkDrawer, fitting_widths
 from cartridges_jax.shards import ShardSet
@@ -186,17 +187,19 @@ def synthesize(
     _check_shares(config)
     if not documents:
         raise InputError("there is no document to study")
-    drawer = ChunkDrawer.of(documents, model, _chunk_widths(model, documents, config))
     client = client or LocalClient(model, batch_size=config.conversations_per_chunk)
     inputs = study_inputs(config, client, documents) | {
         "prompts": digest(  # the last says how a sentence is shown
             [PROMPTS[config.seed_prompts], SEED_PROMPTS[QUESTION], RECALL_PROMPTS, LONGEST_HEAD]
         ),
     }
+    shards = ShardSet.open(files.output_folder(out), SHARDS, inputs)
+    widths = _chunk_widths(model, documents, config)
+    drawer = ChunkDrawer.of(documents, model, widths, shards.folder)
     whole = "\n".join(d.text for d in documents)
     study = functools.partial(_study_unit, drawer=drawer, whole=whole, client=client, config=config)
     per_unit = config.conversations_per_chunk
-    return write_units(out, inputs, study, config.num_conversations, per_unit)
+    return write_units(shards, study, config.num_conversations, per_unit)
 
 
 def _check_shares(config: StudyConfig) -> None:

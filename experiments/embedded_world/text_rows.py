@@ -37,7 +37,7 @@ def text_targets(
         "seed": seed,
     }
     targets = ShardSet.open(files.output_folder(out), SHARDS, inputs)
-    if targets.shards:
+    if targets.units:
         return targets
     rng = random.Random(f"text {seed}")
     tokens = [model.tokenizer.encode(d.text) for d in documents]

@@ -3,6 +3,7 @@
 import collections
 import errno
 import os
+import pathlib
 import random
 
 import pytest
@@ -10,7 +11,7 @@ from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cartridges_jax.corpus import draw_chunk, load_documents
+from cartridges_jax.corpus import draw_chunk, load_documents, read_corpus
 from cartridges_jax.corpus.chunkers import draw_window, whole_passages
 from cartridges_jax.errors import InputError
 
@@ -118,22 +119,22 @@ def test_a_comment_is_no_title_and_a_heading_is(tmp_path):
 def test_names_need_not_be_utf8(tmp_path):
     (epath.Path(tmp_path) / os.fsdecode(b"caf\xe9.txt")).write_text("coffee")
     [document] = load_documents(tmp_path)
-    assert document.name == "caf\ufffd.txt" and document.sha256
+    assert document.name == "caf\\xe9.txt" and document.sha256
 
 
-def test_folders_that_may_not_be_read(tmp_path, caplog, monkeypatch):
+def test_folders_that_may_not_be_read(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "closed").mkdir()
-    kind = type(epath.Path(tmp_path))
-    listed = kind.iterdir
+    listed = pathlib.Path.iterdir
 
     def refusing(folder):  # as for anybody but root, who may read everything
         if folder.name == "closed":
             raise PermissionError(errno.EACCES, "Permission denied")
         return listed(folder)
 
-    monkeypatch.setattr(kind, "iterdir", refusing)
-    assert len(load_documents(tmp_path)) == 1 and "closed" in caplog.text
+    monkeypatch.setattr(pathlib.Path, "iterdir", refusing)
+    read = read_corpus(tmp_path)
+    assert len(read.documents) == 1 and read.summary.left_out == {"cannot be read": ["closed"]}
     with pytest.raises(InputError, match="closed cannot be read: Permission denied"):
         load_documents(tmp_path / "closed")
 
@@ -150,7 +151,8 @@ def test_hashes_follow_the_text(tmp_path):
     ("make", "words"),
     [
         (lambda p: None, "there is no file or folder"),
-        (lambda p: p.write_bytes(b"\0\1"), "is not UTF-8 text"),
+        (lambda p: p.write_bytes(b"\0\1"), r"is no text that can be read \(not text\)"),
+        (lambda p: p.write_bytes(b"%PDF-1.4"), r"\(PDF\); convert it to UTF-8 text first"),
         (lambda p: p.write_text("  "), "is empty"),
         (lambda p: p.mkdir(), "holds no text"),
     ],

@@ -341,7 +341,7 @@ def test_training_takes_targets_on_all_tokens_or_on_answers(trained, tmp_path):
     config = SynthesisConfig(num_conversations=4, conversations_per_chunk=4, **CHUNKS)
     synthesize(trained, [document], tmp_path, config, ScriptedClient())
     shards = targets_file.score_targets(trained, tmp_path)
-    (tmp_path / "conversations.manifest.json").unlink()  # targets alone tell what they are of
+    (tmp_path / "conversations.manifest.jsonl").unlink()  # targets alone tell what they are of
     with pytest.raises(InputError, match="are not those asked for"):
         other = Document("d", "d", "Other.")
         train(trained, [other], tmp_path, tmp_path / "run", TrainConfig())

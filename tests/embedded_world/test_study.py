@@ -41,7 +41,7 @@ def document():
 
 
 def everything(shards):
-    return [c for index in sorted(shards.shards) for c in load_conversations(shards, index)]
+    return [c for index in sorted(shards.units) for c in load_conversations(shards, index)]
 
 
 def test_conversations_are_whole(trained, document, tmp_path):
@@ -49,7 +49,7 @@ def test_conversations_are_whole(trained, document, tmp_path):
     found = everything(shards)
     assert len(found) == shards.num_records >= 24
     assert len({c.id for c in found}) == len(found)
-    assert len({c.chunk for c in found}) == len(shards.shards) > 1
+    assert len({c.chunk for c in found}) == len(shards.units) > 1
     for c in found:
         assert [m["role"] for m in c.messages] == ["user", "assistant"]
         assert c.seed_prompt in SEED_PROMPTS[c.family]
@@ -99,7 +99,7 @@ def test_what_only_the_text_can_answer_is_kept(trained, document, tmp_path):
     some = synthesize(trained, [document], tmp_path / "some", KEEPING)
     title = trained.read(trained.template.render_context(document.title, ""))
     dropped = []
-    for i in set(every.shards) & set(some.shards):
+    for i in set(every.units) & set(some.units):
         told, kept = load_conversations(every, i), load_conversations(some, i)
         assert len(kept) <= 3 and {str(c.messages) for c in kept} <= {str(c.messages) for c in told}
         asked = [c.messages[0]["content"] for c in told]

@@ -178,6 +178,7 @@ def test_a_token_more_than_the_model_in_its_template(folder):
 
 def test_a_vocabulary_larger_than_the_model(folder):
     change(folder / "config.json", vocab_size=500, eos_token_id=1)
+    (folder / "generation_config.json").unlink(missing_ok=True)
     for call in (load_model, describe):
         with pytest.raises(InputError, match="the tokenizer has 600 tokens, the model 500"):
             call(folder)

@@ -30,7 +30,7 @@ def document():
 
 
 def everything(shards):
-    return [c for index in sorted(shards.shards) for c in load_conversations(shards, index)]
+    return [c for index in sorted(shards.units) for c in load_conversations(shards, index)]
 
 
 def test_conversations_are_whole(trained, document, tmp_path):
@@ -39,7 +39,7 @@ def test_conversations_are_whole(trained, document, tmp_path):
     found = everything(shards)
     assert len(found) == shards.num_records >= 24
     assert len({c.id for c in found}) == len(found)
-    assert len({c.chunk for c in found}) == len(shards.shards) > 1
+    assert len({c.chunk for c in found}) == len(shards.units) > 1
     for c in found:
         assert [m["role"] for m in c.messages] == ["user", "assistant"]
         assert c.chunk.text in document.text

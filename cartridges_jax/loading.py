@@ -22,6 +22,7 @@ def load_model(
     *,
     quantization: Quantization = "none",
     template_options: dict[str, Any] | None = None,
+    fsdp: bool = False,
 ) -> LanguageModel:
     """Loads a model.
 
@@ -33,6 +34,8 @@ def load_model(
       mesh: where it lives; None for the first device.
       quantization: "int8" keeps the matrices in one byte a weight (see `models/int8.py`).
       template_options: variables of the chat template, such as Qwen3's `enable_thinking`.
+      fsdp: weights are shared by the devices that share rows, too, and gathered a layer at
+        a time (FSDP): for models that do not fit otherwise.
 
     Raises:
       InputError: if a part of the folder is missing, damaged or unsupported.
@@ -58,7 +61,16 @@ def load_model(
             )
     weights_hash = parts.weights_hash  # first: it refuses what cannot be used
     return LanguageModel(
-        read_weights(source.tensors(), source.where, config, mesh, dtype, quantization, norm_dtype),
+        read_weights(
+            source.tensors(),
+            source.where,
+            config,
+            mesh,
+            dtype,
+            quantization,
+            norm_dtype,
+            fsdp,
+        ),
         parts.tokenizer,
         parts.template,
         mesh,

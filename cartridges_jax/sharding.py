@@ -5,9 +5,12 @@ modules build theirs from the axis names, `head_axis` and `query_axis` here. On 
 have size 1. The mesh is explicit (`AxisType.Explicit`): shardings are part of an array's type, and
 a contraction over a sharded axis has to say where its result lives.
 
-Rows go over "data"; attention heads, MLP width and vocabulary over "model". Letters are those of
-WORKSPACE.md: B batch, T query length, S key length, P prefix slots, L layers, N query heads,
-K kv heads, H head dim, D width, F MLP width, V vocabulary.
+Rows go over "data"; attention heads, MLP width and vocabulary over "model". Weights may be sharded
+over "data" as well, by their width D (`weight_axes`): each device then keeps a part of every matrix
+and gathers one layer's at a time (`gathered`).
+
+Letters are those of WORKSPACE.md: B batch, T query length, S key length, P prefix slots, L layers,
+N query heads, K kv heads, H head dim, D width, F MLP width, V vocabulary.
 """
 
 import functools
@@ -77,6 +80,33 @@ def query_axis(num_heads: int, num_kv_heads: int) -> str | None:
     size = jax.sharding.get_abstract_mesh().shape[MODEL]
     shared_out = size % num_kv_heads == 0 and num_heads % size == 0
     return MODEL if head_axis(num_kv_heads) or shared_out else None
+
+
+def weight_axes(num_heads: int, num_kv_heads: int, width: int, fsdp: bool) -> dict[str, str | None]:
+    """The rules: from the letter of a weight's axis to the mesh axis it is split over, if any.
+
+    Under the current mesh. With `fsdp` D is split over "data" where that divides it.
+    """
+    data = jax.sharding.get_abstract_mesh().shape[DATA]
+    return {
+        "N": query_axis(num_heads, num_kv_heads),
+        "K": head_axis(num_kv_heads),
+        "F": MODEL,
+        "V": MODEL,
+        "D": DATA if fsdp and data > 1 and width % data == 0 else None,
+        "H": None,
+    }
+
+
+def gathered(weight: jax.Array) -> jax.Array:
+    """A weight with all of its D on every device; what is split over "model" stays so."""
+    spec = jax.typeof(weight).sharding.spec
+    return jax.sharding.reshard(weight, without_data(spec)) if DATA in spec else weight
+
+
+def without_data(spec: P) -> P:
+    """A weight's spec once it is gathered."""
+    return P(*(None if axis == DATA else axis for axis in spec))
 
 
 def on_tpu() -> bool:

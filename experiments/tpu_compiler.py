@@ -22,7 +22,7 @@ from cartridges_jax.attention import Mask, attention
 from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
 from cartridges_jax.distillation.config import TrainConfig
 from cartridges_jax.distillation.loss import Targets, distillation_loss
-from cartridges_jax.distillation.step import make_optimizer, make_train_step
+from cartridges_jax.distillation.step import PARTS, make_optimizer, make_train_step
 from cartridges_jax.distillation.targets import TOP_J
 from cartridges_jax.engine.decoding import DecodeState, advance_batch
 from cartridges_jax.engine.sampling import Sampling
@@ -66,10 +66,14 @@ def _shape(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: str | None) ->
 
 
 def abstract_model(
-    config: ModelConfig, mesh: Mesh, dtype: Any, quantization: Quantization = "none"
+    config: ModelConfig,
+    mesh: Mesh,
+    dtype: Any,
+    quantization: Quantization = "none",
+    fsdp: bool = False,
 ) -> Transformer:
     """The model as shapes that know where they live on `mesh`; call it under that mesh."""
-    model = abstract_transformer(config, dtype)
+    model = abstract_transformer(config, dtype, fsdp=fsdp)
     if quantization == "int8":
         model = nnx.eval_shape(int8.quantize_all, model)
 
@@ -227,7 +231,9 @@ def compile_train_step(
     rows: int,
     row_length: int,
     num_slots: int,
+    rows_at_once: int = 0,
     dtype: Any = jnp.bfloat16,
+    fsdp: bool = False,
 ) -> Compiled:
     """Compiles a step of `distillation.train`: packed rows, float32 slots and Adam moments.
 
@@ -251,7 +257,11 @@ def compile_train_step(
             "top_ids": ((B, M, J), jnp.int32),
             "top_logprobs": ((B, M, J), jnp.float32),
         }
-        batch = {name: _shape(mesh, *what, DATA) for name, what in shapes.items()}
+        parts = (B // (rows_at_once or B), rows_at_once or B)
+        batch = {
+            name: _shape(mesh, (*parts, *shape[1:]), kind, *PARTS)
+            for name, (shape, kind) in shapes.items()
+        }
         heads = (None, None, head_axis(K), None)
 
         def place(x: Any) -> Any:
@@ -259,7 +269,8 @@ def compile_train_step(
 
         state = jax.tree.map(place, (trainable, moments, frozen))
         step = make_train_step(graphdef, optimizer)
-        return _compile(step, *state, abstract_model(config, mesh, dtype), batch)
+        model = abstract_model(config, mesh, dtype, fsdp=fsdp)
+        return _compile(step, *state, model, batch)
 
 
 def compile_loss(

@@ -87,12 +87,12 @@ def tiny_config(tokenizer: Tokenizer) -> ModelConfig:
     )
 
 
-def make_tiny_model(data: int = 1, model: int = 1) -> LanguageModel:
+def make_tiny_model(data: int = 1, model: int = 1, fsdp: bool = False) -> LanguageModel:
     """A random model on a mesh; weights do not depend on the mesh."""
     tokenizer = load_tokenizer(TEST_MODEL)
     mesh = make_mesh(data, model)
     with jax.set_mesh(mesh):
-        transformer = initialize(tiny_config(tokenizer), seed=0)
+        transformer = initialize(tiny_config(tokenizer), seed=0, fsdp=fsdp)
     template = ChatTemplate(tokenizer, CHAT_TEMPLATE)
     return LanguageModel(transformer, tokenizer, template, mesh, name="tiny", weights_hash="tiny")
 

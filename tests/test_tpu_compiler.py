@@ -26,13 +26,23 @@ def mesh():
     return slice_mesh("v5e:4x4", data=8, model=2)
 
 
-def test_a_training_step_of_a_1b_model_fits_16_chips(mesh):
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_a_training_step_of_a_1b_model_fits_16_chips(mesh, fsdp):
     """32,768 tokens a step, 2,048 slots, bfloat16 base, float32 slots: under 16 GiB a v5e chip."""
-    step = compile_train_step(LLAMA_3_2_1B, mesh, rows=16, row_length=2048, num_slots=2048)
-    assert 1.0 * GIB < step.hbm_bytes < 16 * GIB, f"{step.hbm_bytes / GIB:.2f} GiB"
+    step = compile_train_step(
+        LLAMA_3_2_1B, mesh, rows=16, row_length=2048, num_slots=2048, fsdp=fsdp
+    )
+    assert (0.5 if fsdp else 1.0) * GIB < step.hbm_bytes < 16 * GIB, f"{step.hbm_bytes / GIB:.2f}"
     assert "all-reduce" in step.text  # the prefix gradient is summed over rows
     # Two kernels: the forward one is not run again by rematerialisation.
     assert step.text.count("tpu_custom_call") == 2
+    gathered = re.findall(r"= bf16\[([\d,]+)\]\S* all-gather(?:-start)?\(", step.text)
+    if fsdp:  # a layer's matrices at a time, and the LM head; never a whole stack
+        layers = [shape for shape in gathered if shape.startswith("1,")]
+        assert len(layers) >= 7 and set(gathered) - set(layers) <= {"64128,2048"}, gathered
+        assert step.argument_bytes < 0.6 * GIB
+    else:
+        assert not gathered
 
 
 def test_the_loss_keeps_no_logits(mesh):

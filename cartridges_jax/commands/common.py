@@ -36,6 +36,13 @@ def define_model(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "mesh_model", 1, "Devices that share one copy of the weights.", flag_values=values
     )
+    flags.DEFINE_bool(
+        "fsdp",
+        False,
+        "Weights are split over the devices that share rows, too, and gathered a layer at a time: "
+        "for models that do not fit otherwise.",
+        flag_values=values,
+    )
     flags.DEFINE_enum(
         "dtype",
         "auto",
@@ -80,6 +87,7 @@ def load_model(values: flags.FlagValues) -> "LanguageModel":
         dtype=None if values.dtype == "auto" else values.dtype,
         mesh=make_mesh(values.mesh_data, values.mesh_model),
         quantization=values.quantization,
+        fsdp=values.fsdp,
         template_options=dict(map(_template_option, values.template_option)),
     )
 
@@ -87,7 +95,7 @@ def load_model(values: flags.FlagValues) -> "LanguageModel":
 def model_flags(values: flags.FlagValues) -> str:
     """The flags that load the same model in the same way, for a command to run next."""
     given = []
-    for name in ("model", "mesh_data", "mesh_model", "dtype", "quantization"):
+    for name in ("model", "mesh_data", "mesh_model", "fsdp", "dtype", "quantization"):
         if values[name].value != values[name].default:
             given.append(f"--{name}={values[name].value}")
     given += [f"--template_option={option}" for option in values.template_option]

@@ -31,6 +31,12 @@ class TrainConfig:
     rows_per_step: int = setting(
         1, "Packed rows of a step; a multiple of the devices that share rows.", above=0
     )
+    rows_at_once: int = setting(
+        0,
+        "Rows of a step that are computed together, 0 for all: fewer need less memory for "
+        "activations; they divide rows_per_step and are a multiple of the devices that share rows.",
+        at_least=0,
+    )
     row_length: int = setting(512, "Tokens of a packed row; 2048 for large models.", above=0)
     targets_per_row: int = setting(
         0,

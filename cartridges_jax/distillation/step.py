@@ -9,14 +9,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from cartridges_jax.distillation.config import TrainConfig
 from cartridges_jax.distillation.loss import LossSums, Targets, TopJ, distillation_loss
 from cartridges_jax.models.transformer import Prefix, Transformer
+from cartridges_jax.sharding import DATA, place
 
 ADAM_B1, ADAM_B2 = 0.9, 0.95
+PARTS = P(None, DATA)  # of a batch: parts, and their rows
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
@@ -61,23 +66,48 @@ def prefix_loss(
 def make_train_step(
     graphdef: Any, optimizer: optax.GradientTransformation, kind: TopJ = "top_j"
 ) -> Any:
-    """Returns the jitted step: trainable, opt_state, frozen, base, batch to new state and means."""
+    """Returns the jitted step: trainable, opt_state, frozen, base, batch to new state and means.
+
+    The batch is as `place_batch` makes it. Gradients of its parts are added up in float32, each
+    the share of all the step's targets: activations are those of one part.
+    """
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def train_step(trainable, opt_state, frozen, base, batch):
-        def mean_loss(trainable):
+        count = jnp.sum(batch["target_weight"])  # packed rows always hold targets
+
+        def share_of_loss(trainable, part):
             cartridge = nnx.merge(graphdef, trainable, frozen)
             # In float32: attention casts it, and its gradient is summed over devices before a cast.
-            sums = prefix_loss(cartridge.prefix(jnp.float32), base, batch, kind)
-            return sums.loss / sums.count, sums  # packed rows always hold targets
+            sums = prefix_loss(cartridge.prefix(jnp.float32), base, part, kind)
+            return sums.loss / count, sums
 
-        grads, sums = jax.grad(mean_loss, has_aux=True)(trainable)
+        gradient = jax.grad(share_of_loss, has_aux=True)
+        if batch["token_ids"].shape[0] == 1:
+            grads, sums = gradient(trainable, jax.tree.map(lambda x: x[0], batch))
+        else:
+            zeros = LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields))
+            (grads, sums), _ = jax.lax.scan(
+                lambda total, part: (jax.tree.map(jnp.add, total, gradient(trainable, part)), None),
+                (jax.tree.map(jnp.zeros_like, trainable), zeros),
+                batch,
+            )
         updates, opt_state = optimizer.update(grads, opt_state, trainable)
         means = {
-            "loss": sums.loss / sums.count,
-            "kl": sums.kl / sums.count,
+            "loss": sums.loss / count,
+            "kl": sums.kl / count,
             "grad_norm": optax.tree.norm(grads),
         }
         return optax.apply_updates(trainable, updates), opt_state, means
 
     return train_step
+
+
+def place_batch(mesh: Mesh, batch: dict[str, np.ndarray], rows_at_once: int) -> dict[str, Any]:
+    """Puts rows [B, ...] on a mesh as parts [B / n, n, ...] that are computed one after another.
+
+    n is `rows_at_once`, or 0 for all of them; a part's rows are shared by the devices of "data".
+    """
+    rows = len(batch["token_ids"])
+    shape = (-1, rows_at_once or rows)
+    return {name: place(mesh, x.reshape(*shape, *x.shape[1:]), PARTS) for name, x in batch.items()}

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 from cartridges_jax import files, initializers
 from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
@@ -29,12 +28,12 @@ from cartridges_jax.distillation import targets as targets_file
 from cartridges_jax.distillation.checkpoint import TrainingCheckpoints
 from cartridges_jax.distillation.config import TrainConfig
 from cartridges_jax.distillation.dataset import packed_data
-from cartridges_jax.distillation.step import make_optimizer, make_train_step
+from cartridges_jax.distillation.step import make_optimizer, make_train_step, place_batch
 from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import MetricsLog, progress
 from cartridges_jax.self_study import conversation
-from cartridges_jax.sharding import DATA, place
+from cartridges_jax.sharding import DATA
 from cartridges_jax.shards import ShardSet
 
 
@@ -101,7 +100,8 @@ def train(
         "corpus": corpus_identity(documents),
         "validated": validate is not None,
     }
-    del inputs["preset"]  # where its values came from changes nothing
+    for name in ("preset", "rows_at_once"):  # change nothing but memory and time
+        del inputs[name]
 
     # ---- state
     optimizer = make_optimizer(config)
@@ -111,6 +111,11 @@ def train(
         opt_state = optimizer.init(trainable)
     train_step = make_train_step(graphdef, optimizer, config.loss)
     iterator = iter(packed.batches)
+
+    def next_batch() -> dict[str, Any]:
+        with jax.set_mesh(model.mesh):
+            return place_batch(model.mesh, next(iterator), config.rows_at_once)
+
     step, best, made = 0, {"step": 0, "score": None}, {}
     best_slots = jax.tree.map(jnp.copy, trainable)
 
@@ -122,42 +127,32 @@ def train(
             best = made["best"]
             iterator.set_state(made["data"])
 
-        # ---- loop
-        with (
-            MetricsLog(folder, step) as log,
-            progress(config.num_steps, "train", "step", step) as bar,
-        ):
-            while step < config.num_steps:
-                started = time.perf_counter()
-                batch = next(iterator)
+        # ---- loop: the host prepares the next rows and reads the last figures while devices work
+        with _Figures(folder, config, step) as figures:
+            batch = next_batch() if step < config.num_steps else None
+            while batch is not None:
                 with jax.set_mesh(model.mesh):
-                    placed = {k: place(model.mesh, v, P(DATA)) for k, v in batch.items()}
                     trainable, opt_state, means = train_step(
-                        trainable, opt_state, frozen, model.transformer, placed
+                        trainable, opt_state, frozen, model.transformer, batch
                     )
-                    values = {name: float(value) for name, value in means.items()}
                 step += 1
-                if not np.isfinite(values["loss"]):
-                    raise InputError(
-                        f"the loss is {values['loss']} at step {step}; lower learning_rate, which "
-                        f"is {config.learning_rate}"
-                    )
-                values["tokens_per_s"] = batch["token_ids"].size / (time.perf_counter() - started)
-                saving = step % config.checkpoint_every == 0 or step == config.num_steps
-                if saving:
-                    if validate is not None:
-                        values["score"] = validate(nnx.merge(graphdef, trainable, frozen))
-                        if not np.isfinite(values["score"]):
-                            raise InputError(f"validate scored {values['score']} at step {step}")
-                    if best["score"] is None or values["score"] >= best["score"]:
-                        best = {"step": step, "score": values.get("score")}
-                        best_slots = jax.tree.map(jnp.copy, trainable)
-                log.write(step, **values)
-                bar.update()
-                bar.set_postfix(kl=f"{values['kl']:.3f}", tok_s=f"{values['tokens_per_s']:.0f}")
-                if saving:
-                    made = {"best": best, "data": iterator.get_state(), "date": _today()}
-                    checkpoints.save(step, (trainable, opt_state, best_slots), made)
+                data = iterator.get_state()  # behind what this step has read
+                batch = next_batch() if step < config.num_steps else None
+                figures.take(step, means)
+                if step % config.checkpoint_every and batch is not None:
+                    continue
+                figures.read()
+                score = None
+                if validate is not None:
+                    score = validate(nnx.merge(graphdef, trainable, frozen))
+                    if not np.isfinite(score):
+                        raise InputError(f"validate scored {score} at step {step}")
+                if best["score"] is None or (score is not None and score >= best["score"]):
+                    best = {"step": step, "score": score}
+                    best_slots = jax.tree.map(jnp.copy, trainable)
+                figures.write(score)
+                made = {"best": best, "data": data, "date": _today()}
+                checkpoints.save(step, (trainable, opt_state, best_slots), made)
 
     # ---- hand on
     provenance = {
@@ -180,6 +175,61 @@ def train(
     return trained
 
 
+class _Figures:
+    """The figures of each step, read when the next one is running, logged and shown."""
+
+    def __init__(self, folder: epath.Path, config: TrainConfig, step: int):
+        self._config = config
+        self._log = MetricsLog(folder, step)
+        self._bar = progress(config.num_steps, "train", "step", step)
+        self._step, self._means, self._values = step, None, {}
+        self._last = time.perf_counter()
+
+    def take(self, step: int, means: dict[str, jax.Array]) -> None:
+        """Takes the figures of a step that may still be running; finishes those of the last."""
+        self.read()
+        self.write()
+        self._step, self._means = step, means
+
+    def read(self) -> None:
+        """Waits for the step that was taken.
+
+        Raises:
+          InputError: if its loss is not finite.
+        """
+        if self._means is None:
+            return
+        self._values = {name: float(value) for name, value in self._means.items()}
+        self._means = None
+        if not np.isfinite(self._values["loss"]):
+            raise InputError(
+                f"the loss is {self._values['loss']} at step {self._step}; lower learning_rate, "
+                f"which is {self._config.learning_rate}"
+            )
+        tokens = self._config.rows_per_step * self._config.row_length
+        now = time.perf_counter()
+        self._values["tokens_per_s"] = tokens / (now - self._last)
+        self._last = now
+
+    def write(self, score: float | None = None) -> None:
+        """Logs and shows what was read, once."""
+        if not self._values:
+            return
+        values = self._values if score is None else self._values | {"score": score}
+        self._log.write(self._step, **values)
+        self._bar.update()
+        self._bar.set_postfix(kl=f"{values['kl']:.3f}", tok_s=f"{values['tokens_per_s']:.0f}")
+        self._values = {}
+
+    def __enter__(self) -> "_Figures":
+        self._log.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+        self._log.__exit__(*error)
+
+
 def _today() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
 
@@ -193,10 +243,16 @@ def _check(config: TrainConfig, model: LanguageModel) -> None:
             "slots to train"
         )
     rows = model.mesh.shape[DATA]
-    if config.rows_per_step % rows:
+    for name in ("rows_per_step", "rows_at_once"):
+        if getattr(config, name) % rows:
+            raise InputError(
+                f"{name} {getattr(config, name)} is no multiple of the {rows} devices that share "
+                "rows (mesh_data)"
+            )
+    if config.rows_at_once and config.rows_per_step % config.rows_at_once:
         raise InputError(
-            f"rows_per_step {config.rows_per_step} is no multiple of the {rows} devices that share "
-            "rows (mesh_data)"
+            f"rows_at_once {config.rows_at_once} does not divide rows_per_step "
+            f"{config.rows_per_step}"
         )
 
 

@@ -1,9 +1,9 @@
 """The matrices of the model, each described once: by the einsum of its input and its weight.
 
 From an einsum's letters come a weight's shape, sharding, bias and the scales of int8. Letters are
-those of `ModelConfig.sizes`; a mesh axis for each is told by `_axis_places`. A product's factors
-have the dtype of the weight, its result that of the input: on a CPU weights may be bfloat16 and
-everything else float32.
+those of `ModelConfig.sizes`; a mesh axis for each is told by `sharding.weight_axes`. A matrix that
+is split over "data" is gathered where it is used. A product's factors have the dtype of the weight,
+its result that of the input: on a CPU weights may be bfloat16 and everything else float32.
 """
 
 import functools
@@ -19,7 +19,15 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.sharding import ACT_BTD, MODEL, TOKENS_BT, head_axis, on_cpu, query_axis
+from cartridges_jax.sharding import (
+    ACT_BTD,
+    DATA,
+    MODEL,
+    TOKENS_BT,
+    gathered,
+    on_cpu,
+    without_data,
+)
 
 INIT_SCALE = 0.02  # standard deviation of fresh weights, as in Llama
 PRODUCT = "product"  # what a backward pass may keep of a `Linear`
@@ -33,13 +41,22 @@ class Linear(nnx.Module):
     """
 
     def __init__(
-        self, equation: str, config: ModelConfig, *, bias: bool, rngs: nnx.Rngs, dtype, bias_dtype
+        self,
+        equation: str,
+        config: ModelConfig,
+        *,
+        places: dict[str, str | None],
+        bias: bool,
+        rngs: nnx.Rngs,
+        dtype,
+        bias_dtype,
     ):
         """Makes fresh weights.
 
         Args:
           equation: such as "BTD,DNH->BTNH", in the letters of `ModelConfig.sizes`.
           config: the sizes.
+          places: the mesh axis of each letter.
           bias: whether the outputs have one.
           rngs: of the weights.
           dtype: of the weights.
@@ -48,26 +65,26 @@ class Linear(nnx.Module):
         _, self.axes, result = re.split(",|->", equation)
         self.equation = equation
         self.output_axes = "".join(letter for letter in self.axes if letter in result)
-        sizes, places = config.sizes, _axis_places(config)
-        # A contraction over a sharded axis must say where its result lives.
-        sharded_sum = any(places[a] for a in self.axes if a not in result)
+        sizes = config.sizes
+        # A contraction over an axis that is still sharded must say where its result lives.
+        sharded_sum = any(places[a] == MODEL for a in self.axes if a not in result)
         self.out_sharding = ACT_BTD if sharded_sum else None
         shape = [config.num_layers, *(sizes[a] for a in self.axes)]
         weight = jax.random.normal(rngs.params(), shape, dtype) * INIT_SCALE
         self.weight = nnx.Param(weight, spec=P(None, *(places[a] for a in self.axes)))
-        self.output_spec = P(None, *(places[a] for a in self.output_axes))
+        self.output_spec = without_data(P(None, *(places[a] for a in self.output_axes)))
         outputs = [config.num_layers, *(sizes[a] for a in self.output_axes)]
         fresh = nnx.Param(jnp.zeros(outputs, bias_dtype), spec=self.output_spec)
         self.bias = fresh if bias else None
         self.scale: nnx.Param | None = nnx.data(None)  # may be set by `int8.quantize`
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        weight = self.weight[...]
+        weight = gathered(self.weight[...])
         if self.scale is None:
             y = product(self.equation, self.out_sharding, x, weight)
         else:
             y = _dot(self.equation, self.out_sharding, x, weight.astype(x.dtype), jnp.float32)
-            y = (y * self.scale[...]).astype(x.dtype)
+            y = (y * gathered(self.scale[...])).astype(x.dtype)
         y = checkpoint_name(y, PRODUCT)
         return y if self.bias is None else y + self.bias[...]
 
@@ -128,26 +145,15 @@ def _mixed_backward(equation, out_sharding, x_spec, weight, g):
 _mixed_product.defvjp(_mixed_forward, _mixed_backward)
 
 
-def _axis_places(config: ModelConfig) -> dict[str, str | None]:
-    """The mesh axis of each axis of a weight, under the current mesh."""
-    queries = query_axis(config.num_heads, config.num_kv_heads)
-    return {
-        "N": queries,
-        "K": head_axis(config.num_kv_heads),
-        "F": MODEL,
-        "V": MODEL,
-        "D": None,
-        "H": None,
-    }
-
-
 class Embedding(nnx.Module):
     """A [V, D] matrix: rows looked up by token, or the LM head. It may be int8 as `Linear` is."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
+    def __init__(
+        self, config: ModelConfig, *, places: dict[str, str | None], rngs: nnx.Rngs, dtype
+    ):
         shape = (config.vocab_size, config.hidden_size)
         weight = jax.random.normal(rngs.params(), shape, dtype) * INIT_SCALE
-        self.weight = nnx.Param(weight, spec=P(MODEL, None))
+        self.weight = nnx.Param(weight, spec=P(places["V"], places["D"]))
         self.scale: nnx.Param | None = nnx.data(None)
         self.axes, self.output_axes, self.output_spec = "VD", "V", P(MODEL)
 
@@ -157,7 +163,14 @@ class Embedding(nnx.Module):
         as_integers = weight.dtype == jnp.bfloat16 and on_cpu()
         if as_integers:
             weight = jax.lax.bitcast_convert_type(weight, jnp.uint16)
-        x = weight.at[token_ids].get(out_sharding=ACT_BTD)
+        if DATA in jax.typeof(weight).sharding.spec:
+            # All rows' words are looked up in each device's part of D, and then change places:
+            # so the matrix is never whole.
+            ids = jax.sharding.reshard(token_ids, P(None, None))
+            x = weight.at[ids].get(out_sharding=P(None, None, DATA))
+            x = jax.sharding.reshard(x, ACT_BTD)
+        else:
+            x = weight.at[token_ids].get(out_sharding=ACT_BTD)
         if self.scale is None:
             x = jax.lax.bitcast_convert_type(x, jnp.bfloat16) if as_integers else x
             return x.astype(dtype)
@@ -167,7 +180,8 @@ class Embedding(nnx.Module):
     @property
     def head(self) -> "Head":
         """The matrix as an LM head."""
-        return Head(self.weight[...], None if self.scale is None else self.scale[...])
+        scale = None if self.scale is None else self.scale[...]
+        return Head(gathered(self.weight[...]), scale)
 
 
 class Head(NamedTuple):

@@ -24,7 +24,7 @@ from cartridges_jax.attention import SAVED_NAMES, Mask, attention
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.linear import PRODUCT, Embedding, Head, Linear
 from cartridges_jax.models.rope import Turn, apply_rope, rope_angles
-from cartridges_jax.sharding import DATA, MODEL, on_cpu
+from cartridges_jax.sharding import DATA, MODEL, on_cpu, weight_axes
 
 
 class KV(NamedTuple):
@@ -92,10 +92,18 @@ def _norm(shape: tuple[int, ...], dtype) -> nnx.Param:
 class Block(nnx.Module):
     """All blocks of the model: every weight has a leading L axis, which `jax.lax.scan` removes."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype, norm_dtype):
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        places: dict[str, str | None],
+        rngs: nnx.Rngs,
+        dtype,
+        norm_dtype,
+    ):
         L, D, H = config.num_layers, config.hidden_size, config.head_dim
         linear = functools.partial(
-            Linear, config=config, rngs=rngs, dtype=dtype, bias_dtype=norm_dtype
+            Linear, config=config, places=places, rngs=rngs, dtype=dtype, bias_dtype=norm_dtype
         )
         self.attn_norm = _norm((L, D), norm_dtype)
         self.q = linear("BTD,DNH->BTNH", bias=config.qkv_bias)
@@ -131,7 +139,13 @@ class Transformer(nnx.Module):
     """Embedding, stacked blocks, final norm and LM head."""
 
     def __init__(
-        self, config: ModelConfig, *, rngs: nnx.Rngs, dtype=jnp.float32, norm_dtype: Any = None
+        self,
+        config: ModelConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype=jnp.float32,
+        norm_dtype: Any = None,
+        fsdp: bool = False,
     ):
         """Makes fresh weights.
 
@@ -140,13 +154,18 @@ class Transformer(nnx.Module):
           rngs: of the weights.
           dtype: of the matrices.
           norm_dtype: of norms and biases, and so of activations and KV; None for `dtype`.
+          fsdp: matrices are split over "data" too, and gathered where they are used.
         """
         norm_dtype = dtype if norm_dtype is None else norm_dtype
         self.config = config
-        self.embedding = Embedding(config, rngs=rngs, dtype=dtype)
-        self.blocks: Any = Block(config, rngs=rngs, dtype=dtype, norm_dtype=norm_dtype)
+        places = weight_axes(config.num_heads, config.num_kv_heads, config.hidden_size, fsdp)
+        table = functools.partial(Embedding, config, places=places, rngs=rngs, dtype=dtype)
+        self.embedding = table()
+        self.blocks: Any = Block(
+            config, places=places, rngs=rngs, dtype=dtype, norm_dtype=norm_dtype
+        )
         self.final_norm = _norm((config.hidden_size,), norm_dtype)
-        self.lm_head = None if config.tie_embeddings else Embedding(config, rngs=rngs, dtype=dtype)
+        self.lm_head = None if config.tie_embeddings else table()
 
     @property
     def dtype(self) -> Any:
@@ -291,26 +310,39 @@ def _from_slices(x: jax.Array) -> jax.Array:
 
 
 def abstract_transformer(
-    config: ModelConfig, dtype=jnp.float32, norm_dtype: Any = None
+    config: ModelConfig,
+    dtype=jnp.float32,
+    norm_dtype: Any = None,
+    fsdp: bool = False,
 ) -> Transformer:
     """The model with shapes, dtypes and specs in place of weights: what importers fill in."""
     return nnx.eval_shape(
-        lambda: Transformer(config, rngs=nnx.Rngs(0), dtype=dtype, norm_dtype=norm_dtype)
+        lambda: Transformer(
+            config,
+            rngs=nnx.Rngs(0),
+            dtype=dtype,
+            norm_dtype=norm_dtype,
+            fsdp=fsdp,
+        )
     )
 
 
-def initialize(config: ModelConfig, seed: int, dtype=jnp.float32) -> Transformer:
+def initialize(
+    config: ModelConfig, seed: int, dtype=jnp.float32, fsdp: bool = False
+) -> Transformer:
     """A model with fresh weights on the current mesh."""
+    abstract = abstract_transformer(config, dtype, fsdp=fsdp)
     specs = jax.tree.map(
         lambda param: param.get_metadata()["spec"],
-        nnx.state(abstract_transformer(config, dtype)),
+        nnx.state(abstract),
         is_leaf=lambda x: isinstance(x, nnx.Variable),
     )
-    graphdef = nnx.graphdef(abstract_transformer(config, dtype))
+    graphdef = nnx.graphdef(abstract)
 
     @jax.jit
     def init():
-        state = nnx.state(Transformer(config, rngs=nnx.Rngs(seed), dtype=dtype))
+        made = Transformer(config, rngs=nnx.Rngs(seed), dtype=dtype, fsdp=fsdp)
+        state = nnx.state(made)
         return jax.tree.map(jax.sharding.reshard, nnx.as_pure(state), nnx.as_pure(specs))
 
     return nnx.merge(graphdef, init())

@@ -128,6 +128,7 @@ def read_weights(
     dtype: Any,
     quantization: Quantization = "none",
     norm_dtype: Any = None,
+    fsdp: bool = False,
 ) -> Transformer:
     """Reads weights onto `mesh`.
 
@@ -143,6 +144,7 @@ def read_weights(
       dtype: of the matrices.
       norm_dtype: of norms and biases; None for `dtype`.
       quantization: "int8" rounds the matrices to one byte a weight.
+      fsdp: matrices are split over "data" too (`sharding.weight_axes`).
 
     Raises:
       InputError: if any tensor is missing, extra, of another shape, or not finite; all such
@@ -151,7 +153,7 @@ def read_weights(
     check_names(where, tensors, config)
     ordered = sorted(leaves(config), key=lambda leaf: -leaf.size)
     with jax.set_mesh(mesh):
-        model = abstract_transformer(config, dtype, norm_dtype)
+        model = abstract_transformer(config, dtype, norm_dtype, fsdp)
         bar = progress(sum(leaf.size for leaf in ordered), "load", " weights", scaled=True)
         for leaf in ordered:
             parent, attribute = find_leaf(model, leaf.path)

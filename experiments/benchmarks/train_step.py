@@ -83,12 +83,12 @@ def train_ours(folder: pathlib.Path) -> dict[str, Any]:
     from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
     from cartridges_jax.distillation.config import TrainConfig
     from cartridges_jax.distillation.dataset import RowShape, packed_data, unpacked_rows
-    from cartridges_jax.distillation.step import make_optimizer, make_train_step
+    from cartridges_jax.distillation.step import make_optimizer, make_train_step, place_batch
     from cartridges_jax.distillation.targets import SHARDS, decode_record
     from cartridges_jax.models.config import read_config
     from cartridges_jax.models.sources.folder import FolderSource
     from cartridges_jax.models.weights import read_weights
-    from cartridges_jax.sharding import DATA, head_axis, make_mesh, place
+    from cartridges_jax.sharding import head_axis, make_mesh, place
     from cartridges_jax.shards import ShardSet
 
     mesh, config = make_mesh(1, 1), read_config(folder / "model")
@@ -114,8 +114,7 @@ def train_ours(folder: pathlib.Path) -> dict[str, Any]:
 
     def run(state: Any, batch: dict[str, np.ndarray]) -> tuple[Any, float]:
         with jax.set_mesh(mesh):
-            placed = {k: place(mesh, v, P(DATA)) for k, v in batch.items()}
-            *state, means = step(*state, frozen, model, placed)
+            *state, means = step(*state, frozen, model, place_batch(mesh, batch, 0))
             return state, float(means["loss"])
 
     with PeakMemory() as memory:

@@ -52,16 +52,16 @@ class StopError(Exception):
 @pytest.mark.parametrize("stop_at", [1, 3, 5])
 def test_a_stopped_run_ends_with_the_same_bits(tiny, tmp_path, monkeypatch, stop_at):
     whole = run(tiny, tmp_path, "whole")
-    real = train_module.place
+    real = train_module.place_batch
     calls = []
 
     def stopping(*args):
         calls.append(args)
-        if len(calls) > 7 * stop_at:  # seven arrays a batch
+        if len(calls) > stop_at:
             raise StopError
         return real(*args)
 
-    monkeypatch.setattr(train_module, "place", stopping)
+    monkeypatch.setattr(train_module, "place_batch", stopping)
     with pytest.raises(StopError):
         run(tiny, tmp_path, "stopped")
     monkeypatch.undo()
@@ -75,13 +75,29 @@ def test_a_stopped_run_ends_with_the_same_bits(tiny, tmp_path, monkeypatch, stop
 
 
 def test_meshes_agree(tmp_path):
+    """Also where weights are split over the devices that share rows (the third value)."""
     made = {}
-    for shape in MESHES:
+    shapes = (*MESHES, (2, 4, True), (4, 2, True))
+    for shape in shapes:
         model = make_tiny_model(*shape)
         made[shape] = run(model, tmp_path / str(shape), "run")
-    for shape in MESHES[1:]:
-        np.testing.assert_allclose(made[shape].keys, made[MESHES[0]].keys, atol=3e-3)
-        np.testing.assert_allclose(made[shape].values, made[MESHES[0]].values, atol=3e-3)
+    for shape in shapes[1:]:
+        np.testing.assert_allclose(made[shape].keys, made[shapes[0]].keys, atol=3e-3)
+        np.testing.assert_allclose(made[shape].values, made[shapes[0]].values, atol=3e-3)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2])
+def test_rows_of_a_step_that_are_computed_in_parts(tiny, tmp_path, rows_at_once):
+    """The same cartridge but for rounding, and a run may go on with another number."""
+    whole = run(tiny, tmp_path, "whole", dataclasses.replace(CONFIG, num_steps=4))
+    parts = dataclasses.replace(CONFIG, num_steps=4, rows_at_once=rows_at_once)
+    made = run(tiny, tmp_path, "parts", parts)
+    np.testing.assert_allclose(made.keys, whole.keys, atol=1e-5)
+    np.testing.assert_allclose(made.values, whole.values, atol=1e-5)
+    again = run(tiny, tmp_path, "whole", parts)
+    np.testing.assert_array_equal(again.keys, whole.keys)
+    with pytest.raises(InputError, match="rows_at_once 3 does not divide rows_per_step 4"):
+        run(tiny, tmp_path, "no", dataclasses.replace(CONFIG, rows_at_once=3))
 
 
 def test_frozen_slots_stay_and_the_others_move(tiny, tmp_path):

@@ -96,6 +96,28 @@ def test_every_leaf_has_the_planned_sharding(tmp_path, kv_heads):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.parametrize(("mesh", "quantization"), [((8, 1), "none"), ((4, 2), "int8")])
+def test_weights_are_split_over_all_devices(tmp_path, mesh, quantization):
+    """A device holds its share of every matrix, and the model says the same."""
+    write_model(tmp_path, qkv_bias=True, output_bias=True)
+    whole = load_model(tmp_path, jnp.float32, quantization=quantization)
+    ids = np.tile(np.arange(20), (8, 1))
+    want = np.asarray(whole.logits(ids))
+    split = load_model(
+        tmp_path, jnp.float32, make_mesh(*mesh), quantization=quantization, fsdp=True
+    )
+    np.testing.assert_allclose(np.asarray(split.logits(ids)), want, atol=2e-6)
+    matrices = 0
+    for path, variable in nnx.to_flat_state(nnx.state(split.transformer)):
+        if path[-1] == "weight":
+            value = variable[...]
+            assert value.addressable_shards[0].data.size * 8 == value.size, path
+            matrices += 1
+    assert matrices == 9
+    [a], [b] = (m.generate(["Where?"], max_new_tokens=5) for m in (whole, split))
+    assert a.token_ids == b.token_ids
+
+
 def test_a_part_is_read_from_the_right_place_of_every_tensor():
     """Each leaf's slice of a tensor equals the slice of the leaf."""
     config = tiny_config(TOKENIZER)

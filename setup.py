@@ -36,7 +36,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
-        "pathspec>=0.12",
+        "pathspec>=1.0",
         "protobuf>=5",  # sentencepiece's model file is one
         "safetensors>=0.5",
         "sentencepiece>=0.2",

@@ -15,7 +15,15 @@ from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.self_study import conversation
 from cartridges_jax.shards import ShardSet
 
-_MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "model.safetensors")
+_MODEL_FILES = ("tokenizer.json", "tokenizer.model", "model.safetensors")
+
+
+def _is_model(folder: epath.Path) -> bool:
+    """Whether a folder is meant to be a model: many others have a config.json."""
+    if any((folder / name).exists() for name in _MODEL_FILES):
+        return True
+    path = folder / "config.json"
+    return path.exists() and any(name in path.read_text() for name in ("model_type", "architec"))
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -34,7 +42,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not target.is_dir():
         kinds = {".json": _results, ".gguf": _model}
         return kinds.get(target.suffix, _cartridge)(target)
-    if any((target / name).exists() for name in _MODEL_FILES):
+    if _is_model(target):
         return _model(target)
     found: dict[str, Any] = {}
     for name in (conversation.SHARDS, targets.SHARDS):

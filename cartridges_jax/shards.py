@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import threading
 import uuid
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ class _Place(NamedTuple):
 
     file: str
     start: int
+    is_own: bool  # the file is of this unit alone
 
 
 class ShardSet:
@@ -59,6 +61,7 @@ class ShardSet:
         self.num_records = 0
         self._places: dict[int, _Place] = {}
         self._own_files: dict[int, int] = {}  # records of the units that are not packed
+        self._unpackable: set[int] = set()
         self._packs = 0
         self._id = ""  # of the manifest: another one of the same name is another set
         self._listed = 0  # bytes of the manifest that are in this object
@@ -89,9 +92,11 @@ class ShardSet:
             )
         with files.locked(folder):
             existing._refresh()
-            for index, place in existing._places.items():  # of a run killed while it packed
-                if place.file != existing._own_file(index).name:
-                    existing._own_file(index).unlink(missing_ok=True)
+            listed = {place.file for place in existing._places.values()}
+            ours = re.compile(rf"{re.escape(name)}-(\d+-[0-9a-f]{{8}}|pack-\d+)\.array_record")
+            for path in folder.glob(f"{name}-*.array_record"):  # of a run that was killed
+                if ours.fullmatch(path.name) and path.name not in listed:
+                    path.unlink(missing_ok=True)
         return existing
 
     @classmethod
@@ -128,8 +133,9 @@ class ShardSet:
     def _manifest(self) -> epath.Path:
         return self.folder / f"{self.name}.manifest.jsonl"
 
-    def _own_file(self, index: int) -> epath.Path:
-        return self.folder / f"{self.name}-{index:05d}.array_record"
+    def _own_file(self, index: int, sha256: str) -> epath.Path:
+        """A unit's own file; another content has another name, so none is ever written over."""
+        return self.folder / f"{self.name}-{index:05d}-{sha256[:8]}.array_record"
 
     def path(self, index: int) -> epath.Path:
         """The file that holds a unit."""
@@ -150,40 +156,52 @@ class ShardSet:
     def write(self, index: int, records: Sequence[bytes], **facts: int | str | list[int]) -> None:
         """Writes unit `index` and lists it, with `facts` about what it holds.
 
-        What another process has listed meanwhile stays listed.
+        What another process has listed meanwhile stays listed, this unit too: it is written again
+        only where it is of another `source`, one of the facts.
 
         Raises:
           InputError: if another process has begun the set anew from other inputs, or the disk is
             full.
         """
-        path = self._own_file(index)
+        unit = {"unit": index, "records": len(records), "sha256": _hash(records), **facts}
+        path = self._own_file(index, unit["sha256"])
         if records:
             self._write_file(path, records, commit=False)
-        unit = {"unit": index, "records": len(records), "sha256": _hash(records), **facts}
         with files.locked(self.folder):
             try:
                 self._refresh()
-            except InputError:
+                before = self.units.get(index)
+                if before is not None and before.get("source") == facts.get("source"):
+                    return
+                with files.writing(path):
+                    if records:
+                        files.commit(files.temporary_name(path), path)
+                replaced = self._places.get(index)
+                self._append(unit)
+            finally:
                 files.temporary_name(path).unlink(missing_ok=True)
-                raise
-            with files.writing(path):
-                if records:
-                    files.commit(files.temporary_name(path), path)
-            self._append(unit)
-            own = self._own_files.values()
+            if replaced is not None and replaced.is_own and replaced.file != path.name:
+                (self.folder / replaced.file).unlink(missing_ok=True)
+            own = [n for i, n in self._own_files.items() if i not in self._unpackable]
             if len(own) >= PACK_UNITS or sum(own) >= PACK_RECORDS:
                 self._pack()
 
     def _pack(self) -> None:
         """Puts the units that lie in files of their own into one file."""
-        indices = sorted(self._own_files)
-        found = [self.records(index) for index in indices]
+        indices, found = [], []
+        for index in sorted(self._own_files.keys() - self._unpackable):
+            try:
+                found.append(self.records(index))
+                indices.append(index)
+            except InputError:  # told when it is read; it must not keep others from being written
+                self._unpackable.add(index)
+        own = [self.path(index) for index in indices]
         path = self.folder / f"{self.name}-pack-{self._packs:05d}.array_record"
         self._write_file(path, list(itertools.chain.from_iterable(found)))
         starts = itertools.accumulate(map(len, found), initial=0)
         self._append({"pack": path.name, "units": list(zip(indices, starts, strict=False))})
-        for index in indices:
-            self._own_file(index).unlink(missing_ok=True)
+        for file in own:
+            file.unlink(missing_ok=True)
 
     def _write_file(self, path: epath.Path, records: Sequence[bytes], commit: bool = True) -> None:
         temporary = files.temporary_name(path)
@@ -202,19 +220,26 @@ class ShardSet:
             self._id = uuid.uuid4().hex
             lines = [{"id": self._id}, {"inputs": self.inputs}, entry]
         data = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
-        with files.writing(self._manifest), self._manifest.open("ab") as file:
+        # Without a buffer: what a full disk did not take must not be written by closing the file.
+        path = pathlib.Path(self._manifest)
+        with files.writing(self._manifest), path.open("ab", buffering=0) as file:
             file.truncate(self._listed)  # what a killed process has not finished
             try:
-                file.write(data)
-                file.flush()
+                done = 0
+                while done < len(data):
+                    done += file.write(data[done:])
                 os.fsync(file.fileno())
             except OSError:
-                os.truncate(file.fileno(), self._listed)
+                file.truncate(self._listed)
                 raise
         self._take(entry)
         self._listed += len(data)
 
     # ---- reading
+
+    def refresh(self) -> None:
+        """Reads what other processes have listed meanwhile; errors as in `read`."""
+        self._refresh()
 
     def _refresh(self) -> None:
         """Reads what the manifest says beyond what is known.
@@ -264,7 +289,7 @@ class ShardSet:
         """Takes a line of the manifest."""
         if "pack" in entry:
             for index, start in entry["units"]:
-                self._places[int(index)] = _Place(str(entry["pack"]), int(start))
+                self._places[int(index)] = _Place(str(entry["pack"]), int(start), False)
                 self._own_files.pop(int(index), None)
             self._packs += 1
             return
@@ -275,7 +300,8 @@ class ShardSet:
             raise TypeError("sha256 must be a text")
         self.num_records += records - self.units.get(index, {"records": 0})["records"]
         self.units[index] = {key: value for key, value in entry.items() if key != "unit"}
-        self._places[index] = _Place(self._own_file(index).name, 0)
+        self._places[index] = _Place(self._own_file(index, entry["sha256"]).name, 0, True)
+        self._own_files.pop(index, None)
         if records:
             self._own_files[index] = records
 
@@ -286,23 +312,29 @@ class ShardSet:
           InputError: if it is missing, or not what was written.
         """
         unit = self.units[index]
-        if not unit["records"]:
-            return []
-        if not self.path(index).exists():
-            self._refresh()  # another process may have packed it
-        path, start = self.path(index), self._places[index].start
-        if not path.exists():
-            raise InputError(f"{path} is listed in the manifest but missing")
-        try:
-            records = self._readers.read(path, start, start + unit["records"])
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise InputError(f"{path} is damaged: {error}") from error
+        records = self.rows(index, 0, unit["records"]) if unit["records"] else []
         if len(records) != unit["records"] or _hash(records) != unit["sha256"]:
             raise InputError(
-                f"{path} is damaged: {len(records)} records of unit {index}, {unit['records']} "
-                f"expected, or their hash differs; remove {self._manifest.name} to make all again"
+                f"{self.path(index)} is damaged: {len(records)} records of unit {index}, "
+                f"{unit['records']} expected, or their hash differs; remove {self._manifest.name} "
+                "to make all again"
             )
         return records
+
+    def rows(self, index: int, first: int, last: int) -> list[bytes]:
+        """Reads some records of a unit, without a look at its hash; errors as in `records`."""
+        for refreshes in (True, False):
+            place = self._places[index]
+            path = self.folder / place.file
+            try:
+                return self._readers.read(path, place.start + first, place.start + last)
+            except FileNotFoundError as error:
+                if not refreshes:
+                    raise InputError(f"{path} is listed in the manifest but missing") from error
+                self._refresh()  # another process may have packed it
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise InputError(f"{path} is damaged: {error}") from error
+        raise AssertionError
 
 
 class Records:
@@ -320,10 +352,8 @@ class Records:
 
     def __getitem__(self, index: int) -> bytes:
         at = bisect.bisect_right(self._ends, int(index))
-        first = self._ends[at - 1] if at else 0
-        place = self._shards._places[self._indices[at]]
-        row = place.start + int(index) - first
-        [record] = self._shards._readers.read(self._shards.folder / place.file, row, row + 1)
+        row = int(index) - (self._ends[at - 1] if at else 0)
+        [record] = self._shards.rows(self._indices[at], row, row + 1)
         return record
 
 

@@ -1,6 +1,7 @@
 """Shards: what is listed is whole, what is not listed does not exist."""
 
 import multiprocessing
+import os
 import pathlib
 import random
 import subprocess
@@ -48,7 +49,7 @@ def test_cut_missing_and_changed_files_are_found(shards):
     path.unlink()
     with pytest.raises(InputError, match="missing"):
         shards.records(0)
-    shards.path(2).rename(path)
+    path.write_bytes(shards.path(2).read_bytes())
     with pytest.raises(InputError, match="damaged"):
         shards.records(0)
 
@@ -160,8 +161,9 @@ def test_units_are_packed_and_nobody_can_tell(tmp_path, monkeypatch):
         made = ShardSet.open(tmp_path / name, "things", {})
         rng.seed(1)
         order = rng.sample(range(60), 60)
-        for index in order + order[:5]:
-            made.write(index, random_records(rng, rng.randrange(7)), tokens=index)
+        for index in order + order[:5]:  # the last again, of another source
+            again = index in made.units
+            made.write(index, random_records(rng, rng.randrange(7)), source=again, tokens=index)
         sets[name] = made
     apart, both = sets["apart"], sets["packed"]
     assert apart.fingerprint == both.fingerprint and apart.num_records == both.num_records
@@ -182,7 +184,7 @@ def test_a_reader_follows_what_another_process_packs(tmp_path, monkeypatch):
     reader = ShardSet.read(tmp_path, "things")
     for index in range(1, 8):
         writer.write(index, [b"x"])
-    assert not (tmp_path / "things-00000.array_record").exists()
+    assert not list(tmp_path.glob("things-00000-*"))
     assert reader.records(0) == [b"first"]
 
 
@@ -199,7 +201,7 @@ def test_a_kill_while_packing_loses_nothing(tmp_path, monkeypatch, step):
 
     with monkeypatch.context() as patch:
         if step == "unlink":
-            patch.setattr(type(made._own_file(0)), "unlink", killed)
+            patch.setattr(type(made.path(0)), "unlink", killed)
         else:
             patch.setattr(made, step, killed)
         with pytest.raises(KeyboardInterrupt):
@@ -211,6 +213,110 @@ def test_a_kill_while_packing_loses_nothing(tmp_path, monkeypatch, step):
     last = ShardSet.open(tmp_path, "things", {})
     assert len(list(tmp_path.glob("*.array_record"))) == 1 + (step == "unlink")
     assert [last.records(i) for i in range(6)] == [*([bytes([i])] for i in range(5)), [b"more"]]
+
+
+def test_a_unit_that_is_listed_stays(shards):
+    """Two processes may make the same unit, not to the same bytes: the first one counts."""
+    other = ShardSet.open(shards.folder, "things", {"seed": 1})
+    shards.write(9, [b"first"])
+    other.write(9, [b"second", b"more"])
+    assert ShardSet.read(shards.folder, "things").records(9) == [b"first"]
+    assert other.records(9) == [b"first"]
+    assert len(list(shards.folder.glob("things-00009-*"))) == 1
+    other.write(9, [b"of another text"], source="x")
+    shards.refresh()
+    assert shards.records(9) == other.records(9) == [b"of another text"]
+    assert len(list(shards.folder.glob("things-00009-*"))) == 1
+
+
+def test_a_damaged_unit_keeps_no_other_from_being_written(tmp_path, monkeypatch):
+    packed(monkeypatch)
+    made = ShardSet.open(tmp_path, "things", {})
+    made.write(0, [b"x" * 100])
+    made.path(0).write_bytes(b"short")
+    for index in range(1, 20):
+        made.write(index, [b"%d" % index])
+    assert [made.records(i) for i in range(1, 20)] == [[b"%d" % i] for i in range(1, 20)]
+    with pytest.raises(InputError, match="is damaged"):
+        made.records(0)
+
+
+def test_records_follow_what_another_process_packs(tmp_path, monkeypatch):
+    packed(monkeypatch)
+    writer = ShardSet.open(tmp_path, "things", {})
+    writer.write(0, [b"first", b"second"])
+    records = Records(ShardSet.read(tmp_path, "things"))
+    for index in range(1, 8):
+        writer.write(index, [b"x"])
+    assert [records[i] for i in range(2)] == [b"first", b"second"]
+    for path in tmp_path.glob("things-pack-*"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="is damaged"):
+        records[0]
+
+
+@pytest.mark.parametrize("room", [0, 1, 30, 64, 65, 200])
+def test_a_manifest_that_finds_no_room_stays_as_it_was(shards, room):
+    """A short write, and then none: what did not fit is not written by closing the file."""
+    manifest = pathlib.Path(shards.folder) / "things.manifest.jsonl"
+    before = manifest.read_bytes()
+    code = (
+        "import resource, signal, sys\n"
+        "from cartridges_jax.shards import ShardSet\n"
+        "made = ShardSet.open(sys.argv[1], 'things', {'seed': 1})\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "most = int(sys.argv[2])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))\n"
+        "try: made.write(7, [], note='x' * 300)\n"
+        "except Exception as error: print(error)\n"
+    )
+    most = str(len(before) + room)
+    root = str(pathlib.Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(shards.folder), most], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )  # fmt: skip
+    assert "cannot write" in done.stdout, done.stderr
+    assert manifest.read_bytes() == before
+    assert set(ShardSet.open(shards.folder, "things", {"seed": 1}).units) == {0, 2}
+
+
+def _write_all(folder, seed, done):
+    shards_module.PACK_RECORDS, shards_module.PACK_UNITS = 9, 5
+    rng = random.Random(seed)
+    mine = ShardSet.open(folder, "things", {"seed": 1})
+    for index in range(60):
+        mine.refresh()
+        if index not in mine.units:
+            mine.write(index, [b"%d by %d" % (index, seed)] * rng.randrange(3))
+    done.set()
+
+
+def test_two_processes_that_are_killed_lose_nothing(tmp_path):
+    """They make other bytes of the same units, pack, and are ended at random moments."""
+    context, rng = multiprocessing.get_context("fork"), random.Random(0)
+    done = context.Event()
+    for seed in range(1, 60):
+        both = [
+            context.Process(target=_write_all, args=(str(tmp_path), 2 * seed + i, done))
+            for i in (0, 1)
+        ]
+        for one in both:
+            one.start()
+        for one in both:
+            one.join(rng.uniform(0.01, 0.25))
+            one.kill()
+            one.join()
+        if done.is_set():
+            break
+    assert done.is_set()
+    read = ShardSet.open(tmp_path, "things", {"seed": 1})
+    assert set(read.units) == set(range(60))
+    for index in range(60):
+        records = read.records(index)
+        assert len(set(records)) <= 1
+        assert all(record.startswith(b"%d by " % index) for record in records)
+    assert len(list(tmp_path.glob("*.array_record"))) < 30
 
 
 def test_few_files_are_open(tmp_path, monkeypatch):

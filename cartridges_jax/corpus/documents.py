@@ -58,13 +58,7 @@ class Document:
 
     def beginning(self, length: int) -> str:
         """The first `length` characters of the text."""
-        parts, left = [], length
-        for piece in self.pieces():
-            parts.append(piece[:left])
-            left -= len(parts[-1])
-            if not left:
-                break
-        return "".join(parts)
+        return _beginning(self.pieces(), length)
 
     def __repr__(self) -> str:
         return f"Document({self.name!r}, {self.title!r}, {self.length:,} characters)"
@@ -93,15 +87,27 @@ def corpus_text(documents: Sequence[Document], length: int | None = None) -> tup
     if len(documents) == 1:
         [one] = documents
         return one.title, one.text if length is None else one.beginning(length)
-    parts, left = [], length
-    for document in documents:
-        text = document.text if left is None else document.beginning(left)
-        parts.append(f"# {document.title}\n\n{text}")
+    return "", _beginning(_joined(documents), length)
+
+
+def _joined(documents: Sequence[Document]) -> Iterator[str]:
+    """All documents as one text, in pieces."""
+    for i, document in enumerate(documents):
+        yield ("\n\n" if i else "") + f"# {document.title}\n\n"
+        yield from document.pieces()
+
+
+def _beginning(pieces: Iterator[str], length: int | None) -> str:
+    """The first `length` characters of a text in pieces; all of it for None."""
+    parts: list[str] = []
+    left = length
+    for piece in pieces:
+        parts.append(piece if left is None else piece[:left])
         if left is not None:
-            left -= min(left, len(parts[-1]) + 2)
+            left -= len(parts[-1])
             if not left:
                 break
-    return "", "\n\n".join(parts)[:length]
+    return "".join(parts)
 
 
 def corpus_length(documents: Sequence[Document]) -> int:
@@ -125,10 +131,16 @@ def read_corpus(path: str | os.PathLike[str]) -> Corpus:
     if not root.exists():
         raise InputError(f"there is no file or folder {path} to read a corpus from")
     if not root.is_dir():
+        if not root.is_file():
+            raise InputError(
+                f"{path} is neither a file nor a folder; save the text to a file first"
+            )
         try:
             document = _document(walk.readable(root.name), root)
         except NoTextError as error:
-            raise InputError(_not_a_corpus(path, str(error))) from error
+            if error.why == EMPTY:
+                raise InputError(f"{path} is empty; a corpus needs some text") from error
+            raise
         return Corpus([document], CorpusSummary.of([document], {}))
     try:
         next(root.iterdir(), None)
@@ -143,19 +155,13 @@ def read_corpus(path: str | os.PathLike[str]) -> Corpus:
                 documents.append(_document(entry.name, entry.path))
                 continue
             except NoTextError as error:
-                why = str(error)
+                why = error.why
         left_out.setdefault(why, []).append(entry.name)
     summary = CorpusSummary.of(documents, left_out)
     if not documents:
         why = f": {summary.told_left_out()}" if left_out else ""
         raise InputError(f"the folder {path} holds no text to read{why}")
     return Corpus(documents, summary)
-
-
-def _not_a_corpus(path: str | os.PathLike[str], why: str) -> str:
-    if why == EMPTY:
-        return f"{path} is empty; a corpus needs some text"
-    return f"{path} is no text that can be read ({why}); convert it to UTF-8 text first"
 
 
 def _document(name: str, path: pathlib.Path) -> Document:
@@ -176,7 +182,7 @@ def _document(name: str, path: pathlib.Path) -> Document:
 
     document = Document(name, name if title is None else title, body)
     if not document.length:
-        raise NoTextError(EMPTY)
+        raise NoTextError(path, EMPTY)
     return document
 
 
@@ -204,11 +210,13 @@ def _without_first_line(text: Iterator[str]) -> Iterator[str]:
 
 def _stripped(text: Iterator[str]) -> Iterator[str]:
     """A text without the blanks at its ends."""
-    held, begun = "", False
+    held: list[str] = []  # blanks that something may follow
+    begun = False
     for piece in text:
-        whole = held + (piece if begun else piece.lstrip())
-        kept = whole.rstrip()
-        held = whole[len(kept) :]
-        begun = begun or bool(kept)
+        part = piece if begun else piece.lstrip()
+        kept = part.rstrip()
         if kept:
-            yield kept
+            yield "".join([*held, kept])
+            held, begun = [], True
+        if begun:
+            held.append(part[len(kept) :])

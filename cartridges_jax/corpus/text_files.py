@@ -30,7 +30,11 @@ UNREADABLE, NO_NOTEBOOK = "cannot be read", "damaged notebooks"
 
 
 class NoTextError(InputError):
-    """A file that holds no text that can be read; its words are the reason."""
+    """A file that holds no text that can be read; `why` is the reason, the words tell the file."""
+
+    def __init__(self, path: pathlib.Path, why: str):
+        super().__init__(f"{path} is no text that can be read ({why}); convert it to UTF-8 text")
+        self.why = why
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +57,15 @@ class TextFile:
                 head = file.read(BLOCK)
             stamp = _stamp(path)
         except OSError:
-            raise NoTextError(UNREADABLE) from None
+            raise NoTextError(path, UNREADABLE) from None
         if path.suffix.lower() == ".svg":
-            raise NoTextError("images")
+            raise NoTextError(path, "images")
         encoding = next((name for bom, name in _BOMS if head.startswith(bom)), "utf-8-sig")
         for start, name in _FORMATS:
             if head.lstrip()[: len(start)].lower() == start.lower():
-                raise NoTextError(name)
+                raise NoTextError(path, name)
         if encoding == "utf-8-sig" and b"\0" in head:
-            raise NoTextError(NOT_TEXT)
+            raise NoTextError(path, NOT_TEXT)
         return cls(path, encoding, stamp)
 
     def pieces(self) -> Iterator[str]:
@@ -72,15 +76,18 @@ class TextFile:
           InputError: if the file has changed since it was opened.
         """
         if self.path.suffix.lower() == ".ipynb":
-            yield _notebook("".join(self._decoded()))
+            text = _notebook("".join(self._decoded()))
+            if text is None:
+                raise NoTextError(self.path, NO_NOTEBOOK)
+            yield text
             return
-        held = ""  # carriage returns that a line feed may follow
+        held = 0  # carriage returns that a line feed may follow
         for piece in self._decoded():
-            whole = held + piece
-            kept = whole.rstrip("\r")
-            held = whole[len(kept) :]
-            yield _LINE_END.sub("\n", kept)
-        yield _LINE_END.sub("\n", held)
+            kept = piece.rstrip("\r")
+            if kept:
+                yield _LINE_END.sub("\n", "\r" * held + kept)
+            held = len(piece) - len(kept) + (0 if kept else held)
+        yield "\n" * held
 
     def _decoded(self) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder(self.encoding)()
@@ -91,13 +98,13 @@ class TextFile:
                 while block := file.read(BLOCK):
                     piece = decoder.decode(block)
                     if "\0" in piece:
-                        raise NoTextError(NOT_TEXT)
+                        raise NoTextError(self.path, NOT_TEXT)
                     yield piece
             yield decoder.decode(b"", final=True)
         except UnicodeDecodeError:
-            raise NoTextError(NOT_UTF8 if "8" in self.encoding else NOT_TEXT) from None
+            raise NoTextError(self.path, NOT_UTF8 if "8" in self.encoding else NOT_TEXT) from None
         except OSError:
-            raise NoTextError(UNREADABLE) from None
+            raise NoTextError(self.path, UNREADABLE) from None
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int]:
@@ -105,16 +112,18 @@ def _stamp(path: pathlib.Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _notebook(text: str) -> str:
-    """The cells of a Jupyter notebook: its words, and its code in fences."""
+def _notebook(text: str) -> str | None:
+    """The cells of a Jupyter notebook: its words, and its code in fences; None if it is none."""
     try:
         fields = json.loads(text)
         told = fields.get("metadata", {}).get("language_info", {})
         language = str(told.get("name", "")) if isinstance(told, dict) else ""
         cells = [_cell(cell, language) for cell in fields["cells"]]
+        told = _LINE_END.sub("\n", "\n\n".join(filter(None, cells)))
+        told.encode()  # an escape may be half of a character
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise NoTextError(NO_NOTEBOOK) from None
-    return _LINE_END.sub("\n", "\n\n".join(filter(None, cells)))
+        return None
+    return None if "\0" in told else told
 
 
 def _cell(cell: dict[str, Any], language: str) -> str:

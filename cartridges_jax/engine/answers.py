@@ -75,10 +75,14 @@ def read_answer(
 
 def ids_of(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int] | None:
     """The first tokens of an answer that are a text; None if a token goes beyond its end."""
-    count = bisect.bisect_left(
+    if tokenizer.decode(ids) == text:
+        return list(ids)
+    near = bisect.bisect_left(
         range(len(ids)), len(text), key=lambda n: len(tokenizer.decode(ids[:n]))
     )
-    return list(ids[:count]) if tokenizer.decode(ids[:count]) == text else None
+    # A character of several tokens is as long before it is whole.
+    counts = range(max(near - 4, 0), min(near + 4, len(ids)) + 1)
+    return next((list(ids[:n]) for n in counts if tokenizer.decode(ids[:n]) == text), None)
 
 
 def settled(answer: Generation, stop: Sequence[str]) -> str:

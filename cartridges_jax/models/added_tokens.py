@@ -146,7 +146,7 @@ def _named(fields: dict[str, Any], where: str) -> Named:
     """The tokens that a file gives names, such as `eos_token`."""
     found = {}
     for name, value in fields.items():
-        if value is not None and (
+        if value not in (None, "") and (
             name in _NAMES or (name.endswith("_token") and isinstance(value, str))
         ):
             found[name] = _one(value, f"{where}: {name}")
@@ -183,9 +183,12 @@ def read_own(listed: Any, where: str) -> dict[str, AddedToken]:
     """The table of a tokenizer.json: its `added_tokens`."""
     if not isinstance(listed, list | None):
         raise InputError(f"{where} must be a list")
-    return {
-        _text(one, where): _flags(one, _id(one.get("id"), where), where) for one in listed or ()
-    }
+    found = {}
+    for one in listed or ():
+        if not isinstance(one, dict):
+            raise InputError(f"{where}: a token must be an object with content, got {one!r}")
+        found[_text(one, where)] = _flags(one, _id(one.get("id"), where), where)
+    return found
 
 
 def as_json(table: dict[str, AddedToken]) -> list[dict[str, Any]]:
@@ -208,13 +211,16 @@ def _text(value: Any, where: str) -> str:
 
 
 def _id(value: Any, where: str) -> int:
-    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    is_number = isinstance(value, str) and value.isdecimal() and len(value) < 12
+    number = int(value) if is_number else value
     if type(number) is not int or number < 0:
         raise InputError(f"{where}: the id of a token must be a number, got {value!r}")
     return number
 
 
-def _flags(entry: dict[str, Any], at: int | None, where: str) -> AddedToken:
+def _flags(entry: Any, at: int | None, where: str) -> AddedToken:
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: a token must be an object with content, got {entry!r}")
     flags = {name: entry[name] for name in _FLAGS if name in entry}
     for name, value in flags.items():
         if not isinstance(value, bool):

@@ -167,6 +167,11 @@ class ChatTemplate:
         return self.tokenizer.id_of(self._turn_end)
 
     @functools.cached_property
+    def turn_ids(self) -> frozenset[int]:
+        """The tokens that make turns, and all special ones: no answer holds one."""
+        return frozenset(map(self.tokenizer.id_of, self._text.turns))
+
+    @functools.cached_property
     def opens_thoughts(self) -> bool:
         """Whether what asks for an answer opens its thoughts, so that the answer begins inside."""
         prompt = self._suffix_text([Message(role="user", content=MARK_USER)], True)
@@ -225,19 +230,19 @@ class ChatTemplate:
         text = self._suffix_text([user, Message(role="assistant", content=MARK_ANSWER)])
         if text.count(MARK_ANSWER) != 1:
             raise InputError("this chat template does not render an assistant's turn once")
-        found = self._text.pattern.search(text, text.index(MARK_ANSWER))
+        found = next(self._text.find(text, text.index(MARK_ANSWER)), None)
         if found is None:
             raise InputError(
                 "this chat template closes an assistant's turn with no token of its own, so "
                 "nothing would stop an answer"
             )
-        return found[found.lastindex or 0]
+        return found.token
 
     def _end_of_answer(self, text: str, start: int) -> int:
         """Where the token behind an answer that begins at `start` ends."""
-        for found in self._text.pattern.finditer(text, start):
-            if found[found.lastindex or 0] == self._turn_end:
-                return found.end(found.lastindex or 0)
+        for found in self._text.find(text, start):
+            if found.token == self._turn_end:
+                return found.spelled + len(found.token)
         raise InputError(f"this chat template does not close an answer with {self._turn_end!r}")
 
     def _context(self, content: str) -> list[int]:
@@ -266,14 +271,16 @@ class ChatTemplate:
             follows = text.startswith(prompt)
             if follows:
                 end = self._end_of_answer(text, len(prompt))
-            elif strict and ids is not None and text is texts[-1]:
-                end = self._end_of_answer(text, text.rindex(self._turn_end))
+            elif strict and ids is not None and i == len(messages) - 1:
+                mark = Message(role="assistant", content=MARK_ANSWER)
+                texts[-1] = self._suffix_text([*messages[:i], mark])
+                end = self._end_of_answer(texts[-1], texts[-1].index(MARK_ANSWER))
             elif strict:
                 raise InputError(
                     "this chat template renders an answer otherwise than it asks for one (it opens "
                     "thoughts, or drops those of earlier answers), so what was learnt from it "
-                    "would not follow its prompt; conversations of one answer that keep its "
-                    "tokens (`token_ids`), as `synthesize` writes them, can be used"
+                    "would not follow its prompt; conversations that end with their only answer "
+                    "and keep its tokens (`token_ids`), as `synthesize` writes them, can be used"
                 )
             else:  # what was said so far is rendered anew
                 pieces, done = [], 0
@@ -338,10 +345,9 @@ class ChatTemplate:
             part = plain(whole[start : min(stop, last)])
             return self.tokenizer.encode(part, after=inside) if part else []
 
-        for found in self._text.pattern.finditer(whole):
-            token_ids += words(found.start())
-            group = found.lastindex or 0
-            if first <= found.start(group) < last:
-                token_ids.append(self.tokenizer.id_of(found[group]))
-            done, after = found.end(), "special"
+        for found in self._text.find(whole):
+            token_ids += words(found.start)
+            if first <= found.spelled < last:
+                token_ids.append(self.tokenizer.id_of(found.token))
+            done, after = found.end, "special"
         return token_ids + words(last)

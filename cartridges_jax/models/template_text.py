@@ -10,8 +10,9 @@ wrote it, but nothing that begins or ends a turn.
 import functools
 import json
 import re
-from collections.abc import Collection, Sequence
-from typing import Any, NotRequired, TypedDict
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import jinja2
 import jinja2.ext
@@ -26,7 +27,10 @@ THOUGHT, THOUGHT_END = "<think>", "</think>"  # as the models that think mark wh
 _BREAK = "\ue000"  # stands inside every look-alike of structure while a template runs
 # Contents that stand for any.
 MARK_SYSTEM, MARK_USER, MARK_ANSWER = (f"\ue001{role}\ue001" for role in ("system", "user", "said"))
-_SPACE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # as Rust has it
+_BLANKS = frozenset(  # as Rust has them
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
 
 
 class _Generation(jinja2.ext.Extension):
@@ -45,6 +49,15 @@ class Message(TypedDict):
     role: str
     content: str
     token_ids: NotRequired[Sequence[int]]  # of an answer, as it was generated, without its end
+
+
+class Found(NamedTuple):
+    """Structure in a rendered text: the token, and the text that it takes with its blanks."""
+
+    token: str
+    start: int
+    spelled: int  # where it begins without the blanks before it
+    end: int
 
 
 class TemplateText:
@@ -81,7 +94,7 @@ class TemplateText:
         try:
             self._template = environment.from_string(source)
             literals = _literals(environment.parse(source))
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError) as error:
             raise InputError(f"the chat template cannot be parsed: {error}") from error
         self._find_structure(tokenizer, literals)
 
@@ -94,7 +107,7 @@ class TemplateText:
         past, asked = self._probe()
         written = {t for t in others if t in literals or t in past or t in asked}
         turns = special | {t for t in written if t in past}
-        self.structure = frozenset(special | written)
+        self.structure, self.turns = frozenset(special | written), frozenset(turns)
         self._in_others, self._in_answers = _look_alikes(self.structure), _look_alikes(turns)
         for token in self.structure:
             if tokenizer.added_tokens[token].normalized and tokenizer.normalize(token) != token:
@@ -103,10 +116,8 @@ class TemplateText:
                     "normalizes: whether it is found depends on what is beside it; set its flag "
                     "normalized to false"
                 )
-        self.pattern = re.compile(
-            "|".join(_found_as(token, tokenizer) for token in sorted(self.structure, key=len)[::-1])
-            or r"(?!)"
-        )
+        self._flags = {token: tokenizer.added_tokens[token] for token in self.structure}
+        self._spelled = _any_of(self.structure)
 
     def _probe(self) -> tuple[str, str]:
         """A conversation with an answer in its past, and a question: all that turns are made of."""
@@ -148,6 +159,22 @@ class TemplateText:
                 return self._run([first, *rest[1:]], add_generation_prompt)
         return self._run(messages, add_generation_prompt)
 
+    def find(self, text: str, start: int = 0) -> Iterator[Found]:
+        """Finds structure in a rendered text from `start` on, as the flags of each token say."""
+        done = start
+        for match in self._spelled.finditer(text, start):
+            flags, (begin, end) = self._flags[match[0]], match.span()
+            around = (text[begin - 1 : begin], text[end : end + 1])
+            if flags.single_word and any(map(_is_word, around)):
+                continue
+            first = begin
+            while flags.lstrip and first > done and text[first - 1] in _BLANKS:
+                first -= 1
+            while flags.rstrip and end < len(text) and text[end] in _BLANKS:
+                end += 1
+            yield Found(match[0], first, begin, end)
+            done = end
+
     def _run(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         safe = [
             {"role": m["role"], "content": self._protect(m["role"], m["content"])} for m in messages
@@ -183,21 +210,22 @@ def split_thoughts(text: str, opened: bool = False) -> tuple[str, str]:
     return (text, "") if opened or text.lstrip().startswith(THOUGHT) else ("", text)
 
 
+def _any_of(tokens: Collection[str]) -> re.Pattern[str]:
+    """Finds tokens, the longest first; without groups, which would make it slow."""
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+
+
 def _look_alikes(tokens: Collection[str]) -> re.Pattern[str]:
     """Finds the first character of every token in a text, and the private one itself."""
-    any_token = "|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True)) or "(?!)"
     first = "".join({re.escape(token[0]) for token in tokens}) or "x"
+    any_token = _any_of(tokens).pattern
     return re.compile(f"(?=[{first}])(?={any_token})(.)|({_BREAK})", re.DOTALL)
 
 
-def _found_as(token: str, tokenizer: Tokenizer) -> str:
-    """The pattern that finds a token in a rendered text, as its flags say; a group of its own."""
-    flags = tokenizer.added_tokens[token]
-    border = (r"(?<!\w)", r"(?!\w)") if flags.single_word else ("", "")
-    # From the first blank on, or behind blanks that another token has taken.
-    before = f"(?:(?<!{_SPACE}){_SPACE}*|(?<={_SPACE}))" if flags.lstrip else ""
-    behind = f"{_SPACE}*" if flags.rstrip else ""
-    return f"{before}{border[0]}({re.escape(token)}){border[1]}{behind}"
+def _is_word(character: str) -> bool:
+    """Whether a character, if there is one, is of a word to the tokenizers library."""
+    kind = unicodedata.category(character) if character else ""
+    return kind[:1] in ("L", "M") or kind in ("Nd", "Nl", "Pc")
 
 
 def _literals(parsed: jinja2.nodes.Template) -> str:

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
@@ -108,6 +109,9 @@ class SentencePieceTokenizer(Tokenizer):
             if p.is_control(i) or piece.type == piece.USER_DEFINED
         }
         self.added_tokens = self._symbols if added_tokens is None else dict(added_tokens)
+        if self.added_tokens != self._symbols:
+            words = json.dumps(as_json(dict(self.added_tokens)), sort_keys=True)
+            self.fingerprint = hashlib.sha256((self.fingerprint + words).encode()).hexdigest()
         self.bos_token = p.id_to_piece(p.bos_id()) if p.bos_id() >= 0 else None
         self.eos_token = p.id_to_piece(p.eos_id()) if p.eos_id() >= 0 else None
         self.pad_id = max(p.pad_id(), 0)
@@ -154,7 +158,7 @@ class SentencePieceTokenizer(Tokenizer):
         proto = self._proto()
         hidden = self.reserved | self.special_tokens.keys()
         for piece in proto.pieces:
-            if piece.type == piece.USER_DEFINED and piece.piece in hidden:
+            if piece.type in (piece.NORMAL, piece.USER_DEFINED) and piece.piece in hidden:
                 piece.type = piece.CONTROL  # which no text is
 
         def processor() -> Any:
@@ -232,6 +236,9 @@ class JsonTokenizer(Tokenizer):
         words = f"{source}\0{bos_token}\0{eos_token}"
         self.fingerprint = hashlib.sha256(words.encode()).hexdigest()
         self._hidden = frozenset(self.special_tokens.values())
+        # What text is never, though the vocabulary of the model may hold it as a piece.
+        unknown = {fields["model"].get("unk_id"), self._opening.token_to_id(_unknown(fields))}
+        self._never = (self._hidden | set(map(self.id_of, reserved))) - unknown
 
     def reserving(self, tokens: Collection[str]) -> "JsonTokenizer":
         if not set(tokens) - self.reserved - self.special_tokens.keys():
@@ -275,7 +282,19 @@ class JsonTokenizer(Tokenizer):
                 encoder = self._after_special
             case "text":
                 encoder = self._after_text
-        return encoder.encode(text, add_special_tokens=False).ids
+        encoding = encoder.encode(text, add_special_tokens=False)
+        if self._never.isdisjoint(encoding.ids):
+            return encoding.ids
+        # A word of the vocabulary that is a special token: it is cut behind its first character.
+        found = (encoding.offsets[i] for i, at in enumerate(encoding.ids) if at in self._never)
+        cuts = sorted({0, len(text), *(start + 1 for start, end in found if end - start > 1)})
+        if len(cuts) < 3:
+            raise InputError(f"the tokenizer makes a special token of the text {text[:40]!r}")
+        first, *others = itertools.pairwise(cuts)
+        ids = self.encode(text[slice(*first)], after=after)
+        for part in others:
+            ids += self.encode(text[slice(*part)], after="text")
+        return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         shown = [int(i) for i in token_ids if i not in self._hidden]
@@ -284,6 +303,12 @@ class JsonTokenizer(Tokenizer):
     def normalize(self, text: str) -> str:
         normalizer = self._opening.normalizer
         return text if normalizer is None else normalizer.normalize_str(text)
+
+
+def _unknown(fields: dict[str, Any]) -> str:
+    """What a vocabulary has for words that it does not know; any text may become that."""
+    token = fields["model"].get("unk_token")
+    return token if isinstance(token, str) else ""
 
 
 def _without_space(fields: dict[str, Any], schemes: tuple[str, ...]) -> dict[str, Any]:

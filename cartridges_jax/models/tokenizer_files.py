@@ -17,6 +17,8 @@ from cartridges_jax.models.added_tokens import AddedToken, Folder
 from cartridges_jax.models.config import read_json_object
 from cartridges_jax.models.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer
 
+_GENERAL = ("", "PreTrainedTokenizer", "TokenizersBackend")  # transformers takes the file as it is
+
 
 def load_tokenizer(folder: epath.PathLike) -> Tokenizer:
     """Reads `tokenizer.json`, or else `tokenizer.model`.
@@ -48,14 +50,21 @@ def _kind(folder: epath.Path, fields: dict[str, Any]) -> str:
     kind = given.removesuffix("Fast") if isinstance(given, str) else ""
     pipeline = json.dumps([fields.get("pre_tokenizer"), fields.get("decoder")])
     is_llama3 = kind == "LlamaTokenizer" and "ByteLevel" in pipeline  # of the same name
-    return kind if kind in added_tokens.REBUILT and not is_llama3 else ""
+    if kind in _GENERAL or is_llama3:
+        return ""
+    if kind not in added_tokens.REBUILT:
+        raise InputError(
+            f"tokenizer_class {given!r} makes its tokenizer by rules of its own; if tokenizer.json "
+            f"is right as it is, set tokenizer_class to TokenizersBackend in {added_tokens.CONFIG}"
+        )
+    return kind
 
 
 def _load_json(folder: epath.Path) -> JsonTokenizer:
     path = folder / "tokenizer.json"
     fields = read_json_object(path)
-    files = Folder.read(folder, _kind(folder, fields))
     try:
+        files = Folder.read(folder, _kind(folder, fields))
         if files.kind == "LlamaTokenizer":
             fields = _as_llama(fields, files.config)
         elif files.kind:

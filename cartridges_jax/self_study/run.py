@@ -107,6 +107,7 @@ def write_units(
                     "its tokens; raise num_examples, question_max_tokens or answer_max_tokens, or "
                     "lower min_answer_confidence"
                 )
+            shards.refresh()  # another process may work on the same folder
             if index not in shards.units:
                 found = study(index)
                 records = [c.to_bytes() for c in found]

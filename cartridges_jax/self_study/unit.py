@@ -161,10 +161,13 @@ def study_unit(
 def _answer_turn(model: LanguageModel, answer: Reply, text: str) -> Message | None:
     """An answer's kept text as a turn, with its tokens if they end where the text ends.
 
-    None if there is no text, or a template that renders it otherwise needs the tokens.
+    None if there is no text, a template that renders it otherwise needs the tokens, or the answer
+    goes on into a turn of somebody else.
     """
     ids = answer.token_ids and ids_of(model.tokenizer, answer.token_ids, text)
     if not text.strip() or (ids is None and model.template.opens_thoughts):
+        return None
+    if ids is not None and not model.template.turn_ids.isdisjoint(ids):
         return None
     if ids is None:
         return Message(role="assistant", content=text)

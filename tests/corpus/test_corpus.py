@@ -152,9 +152,10 @@ def test_hashes_follow_the_text(tmp_path):
     [
         (lambda p: None, "there is no file or folder"),
         (lambda p: p.write_bytes(b"\0\1"), r"is no text that can be read \(not text\)"),
-        (lambda p: p.write_bytes(b"%PDF-1.4"), r"\(PDF\); convert it to UTF-8 text first"),
+        (lambda p: p.write_bytes(b"%PDF-1.4"), r"\(PDF\); convert it to UTF-8 text"),
         (lambda p: p.write_text("  "), "is empty"),
         (lambda p: p.mkdir(), "holds no text"),
+        (lambda p: os.mkfifo(p), "is neither a file nor a folder"),
     ],
 )
 def test_bad_corpora_are_one_sentence(tmp_path, make, words):

@@ -44,6 +44,23 @@ def test_stripping_pieces_strips_the_whole(pieces):
     assert "".join(_stripped(iter(pieces))) == "".join(pieces).strip()
 
 
+def test_a_corpus_that_ends_where_it_is_cut():
+    """Whole is what has nothing behind it, wherever the documents meet."""
+    documents = [Document(f"{i}", "T", "x" * 20) for i in range(3)]
+    whole = corpus_text(documents)[1]
+    for length in range(1, len(whole) + 3):
+        assert corpus_text(documents, length)[1] == whole[:length]
+        assert corpus_text(documents[:1], length)[1] == ("x" * 20)[:length]
+
+
+def test_a_file_that_is_gone(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    [document] = read_corpus(tmp_path).documents
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(InputError, match=r"a.txt is no text that can be read \(cannot be read"):
+        document.text  # noqa: B018 (reads the file)
+
+
 def test_a_file_that_changes_while_it_is_studied(tmp_path):
     (tmp_path / "a.txt").write_text("one")
     [document] = read_corpus(tmp_path).documents

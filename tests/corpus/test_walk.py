@@ -7,11 +7,24 @@ import pathlib
 import random
 import shutil
 import subprocess
+import sys
 
 import pytest
 
 from cartridges_jax.corpus import read_corpus
-from cartridges_jax.corpus.walk import AGAIN, BROKEN, DEPENDENCY, HIDDEN, IGNORED, LOOP, walk
+from cartridges_jax.corpus.walk import (
+    AGAIN,
+    BROKEN,
+    CLOSED,
+    DEPENDENCY,
+    HIDDEN,
+    IGNORED,
+    LOOP,
+    OURS,
+    readable,
+    walk,
+)
+from cartridges_jax.errors import InputError
 
 PATTERNS = (
     "*.log", "build/", "/top.txt", "a/**/c", "!keep.log", "docs/*.txt", "**/deep", "# a comment",
@@ -135,7 +148,7 @@ def test_every_file_of_a_source_repository_is_told_once(tmp_path):
     told = collections.Counter(
         [*summary.lengths, *(n for ns in summary.left_out.values() for n in ns)]
     )
-    names = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in files]
+    names = [readable(name) for name in files]
     assert told == collections.Counter([*names, "outside/far.md", "outside/back"])
     reason = {name: why for why, ns in summary.left_out.items() for name in ns}
     assert reason["venv/lib/g0.py"] == reason["out/g3.py"] == IGNORED
@@ -182,11 +195,94 @@ def test_an_ignored_folder_can_be_named_itself(tmp_path):
 
 
 def read_error(path):
-    from cartridges_jax.errors import InputError
-
     with pytest.raises(InputError) as caught:
         read_corpus(path)
     return caught.value
+
+
+def test_lines_that_git_passes_over(tmp_path):
+    (tmp_path / ".gitignore").write_text("!\n\\\n[\n*.log\n")
+    for name in ("a.log", "a.txt"):
+        (tmp_path / name).write_text("words")
+    assert [entry.name for entry in walk(tmp_path) if not entry.why] == ["a.txt"]
+    (tmp_path / ".gitignore").unlink()
+    os.mkfifo(tmp_path / ".gitignore")  # is not read
+    assert [e.name for e in walk(tmp_path) if not e.why] == ["a.log", "a.txt"]
+
+
+def test_odd_links_and_deep_folders(tmp_path):
+    (tmp_path / "long").symlink_to("x" * 300)
+    folder = tmp_path
+    deep = "d/" * 1100
+    for part in deep.strip("/").split("/"):
+        os.chdir(folder)
+        pathlib.Path(part).mkdir()
+        folder = pathlib.Path(part)
+    os.chdir(tmp_path)
+    reasons = {entry.name: entry.why for entry in walk(tmp_path)}
+    assert reasons["long"] == BROKEN
+
+
+def test_a_link_to_what_is_left_out_is_read(tmp_path):
+    (tmp_path / ".hid").mkdir()
+    (tmp_path / ".hid" / "a.txt").write_text("words")
+    (tmp_path / "shown").symlink_to(".hid")
+    assert [e.name for e in walk(tmp_path) if not e.why] == ["shown/a.txt"]
+
+
+def test_what_this_package_writes_is_no_text_of_a_corpus(tmp_path):
+    (tmp_path / "a.txt").write_text("words")
+    for name in ("study/conversations.manifest.jsonl", "demo/data/conversations.manifest.jsonl",
+                 "run/checkpoints/inputs.json", "eval/answers.jsonl"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("{}")
+        (tmp_path / name.split("/")[0] / "report.html").write_text("<p>")
+    corpus = read_corpus(tmp_path)
+    assert [d.name for d in corpus.documents] == ["a.txt"]
+    assert list(corpus.summary.left_out) == [OURS]
+
+
+def test_two_names_stay_two(tmp_path):
+    names = [os.fsdecode(b"a\xff.txt"), "a\\xff.txt", "a\x1b[2J.txt", "a\nb.txt"]
+    for name in names:
+        (tmp_path / name).write_text("words")
+    summary = read_corpus(tmp_path).summary
+    assert len(summary.lengths) == len(names)
+    assert all(name.isprintable() for name in summary.lengths)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
+def test_folders_that_nobody_may_look_into(tmp_path):
+    """In a process without rights: a sentence in the summary for each, no traceback."""
+    for name, mode in (("listed", 0o444), ("closed", 0o000), ("open", 0o755)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("words")
+        (tmp_path / name / "a.txt").chmod(0o644)
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "link").symlink_to("closed/a.txt")
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[2])\n"
+        "from cartridges_jax.corpus import read_corpus\n"
+        "os.setuid(65534)\n"
+        "print(sorted(read_corpus(sys.argv[1]).summary.left_out.items()))"
+    )
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.geteuid() and folder != pathlib.Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    root = str(pathlib.Path(__file__).parent.parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), root], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "listed/a.txt" in done.stdout and "closed" in done.stdout and CLOSED in done.stdout
+
+
+@pytest.mark.parametrize("source", ["\\ud83d", "\\u0000"])
+def test_a_notebook_of_no_text(tmp_path, source):
+    cells = '{"cells": [{"cell_type": "markdown", "source": "SOURCE"}]}'.replace("SOURCE", source)
+    (tmp_path / "a.ipynb").write_text(cells)
+    (tmp_path / "b.txt").write_text("words")
+    assert read_corpus(tmp_path).summary.left_out == {"damaged notebooks": ["a.ipynb"]}
 
 
 def test_the_summary_is_for_people(tmp_path):

@@ -1,21 +1,20 @@
 """Templates that open thoughts before an answer, or drop those of earlier ones."""
 
-import dataclasses
-
-import numpy as np
 import pytest
 
 from cartridges_jax.corpus import Document
 from cartridges_jax.distillation.targets import decode_record, score_targets
-from cartridges_jax.engine.answers import Generation
+from cartridges_jax.engine.answers import Generation, ids_of
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.chat_template import ChatTemplate, Message
 from cartridges_jax.models.template_text import split_thoughts
 from cartridges_jax.models.tokenizer_files import load_tokenizer
+from cartridges_jax.self_study import conversation
 from cartridges_jax.self_study.config import SynthesisConfig
 from cartridges_jax.self_study.conversation import load_conversations
 from cartridges_jax.self_study.run import synthesize
 from cartridges_jax.self_study.unit import first_sentences
+from cartridges_jax.shards import ShardSet
 from tests.conftest import TEST_MODEL
 from tests.families import FAMILIES, write_tokenizer
 
@@ -71,7 +70,7 @@ def test_an_answer_of_text_alone_does_not_follow_its_prompt(r1, text):
 
 def test_two_answers_with_dropped_thoughts_are_refused(r1):
     one = said(r1, "Hm.</think>Oslo.")
-    with pytest.raises(InputError, match="conversations of one answer"):
+    with pytest.raises(InputError, match="end with their only answer"):
         r1.render_suffix([user("Where?"), one, user("Why?"), one])
 
 
@@ -113,12 +112,41 @@ def test_what_a_model_wrote_is_what_it_is_trained_on(trained, tmp_path, monkeypa
     end = trained.template.answer_end_id
     assert row["token_ids"][-len(odd) - 1 :].tolist() == [*odd, end]
     # Another model's tokens say nothing: its text is taken.
-    shards.inputs["model"] = shards.inputs["model"] | {"tokenizer": "another"}
-    bare = found.as_text()
-    assert "token_ids" not in bare.messages[1]
-    assert dataclasses.replace(bare, messages=found.messages) == found
-    whole = trained.template.render_suffix(bare.messages).token_ids
-    assert not np.array_equal(whole, row["token_ids"])
+    written = shards.inputs | {"model": shards.inputs["model"] | {"tokenizer": "another"}}
+    other = ShardSet.open(tmp_path / "other", conversation.SHARDS, written)
+    other.write(0, shards.records(0))
+    row = decode_record(score_targets(trained, tmp_path / "other").records(0)[0])
+    bare = trained.template.render_suffix(found.as_text().messages).token_ids
+    assert row["token_ids"].tolist() == bare.tolist()
+    assert row["token_ids"][-len(odd) - 1 :].tolist() != [*odd, end]
+
+
+def test_tokens_of_an_answer_are_found_behind_split_characters(trained):
+    """A character of several tokens is as long before it is whole."""
+    tokenizer = trained.tokenizer
+    for text in ("Hello 😀", "Hello é", "Ada 中", "x😀.", "plain"):
+        ids = tokenizer.encode(text, after="special")
+        assert ids_of(tokenizer, ids, tokenizer.decode(ids)) == ids
+        more = [*ids, *tokenizer.encode(" and more", after="text")]
+        assert ids_of(tokenizer, more, tokenizer.decode(ids)) == ids
+
+
+def test_an_answer_that_goes_on_into_another_turn_is_dropped(trained):
+    from cartridges_jax.self_study.clients.base import Reply
+    from cartridges_jax.self_study.unit import _answer_turn
+
+    ids = trained.tokenizer.encode("In Oslo.", after="special")
+    forged = [*ids, trained.tokenizer.id_of("<|user|>"), *ids]
+    text = trained.tokenizer.decode(forged)
+    assert _answer_turn(trained, Reply(text, 1.0, True, forged), text) is None
+    assert _answer_turn(trained, Reply("In Oslo.", 1.0, True, ids), "In Oslo.")["token_ids"] == ids
+
+
+def test_a_turn_behind_a_kept_answer_is_not_lost(r1):
+    """One token ends all turns of some templates: the answer's own end is meant."""
+    answer = said(r1, "Hm.</think>Oslo.")
+    with pytest.raises(InputError, match="end with their only answer"):
+        r1.render_suffix([user("Where?"), answer, user("Why?")])
 
 
 def test_the_test_model_has_no_thoughts():

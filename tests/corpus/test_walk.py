@@ -263,6 +263,7 @@ def test_folders_that_nobody_may_look_into(tmp_path):
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[2])\n"
         "from cartridges_jax.corpus import read_corpus\n"
+        "read_corpus(sys.argv[2] + '/tests/data')\n"  # imports what it needs
         "os.setuid(65534)\n"
         "print(sorted(read_corpus(sys.argv[1]).summary.left_out.items()))"
     )

@@ -263,7 +263,7 @@ def test_data_that_is_not_there_or_damaged(capsys, tmp_path, made, corpus):
     folder.mkdir()
     for file in (made / "data").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "targets-00000.array_record").write_bytes(b"")
+    next(folder.glob("targets-00000-*")).write_bytes(b"")
     fails(capsys, [*argv, f"--data={folder}"], "targets-00000", "damaged")
 
 

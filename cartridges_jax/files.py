@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,8 @@ from etils import epath
 
 from cartridges_jax.errors import InputError
 
-_TEMPORARY = ".tmp-"  # followed by the id of the process that writes
+_TEMPORARY = ".tmp-"  # followed by the host and the id of the process that writes
+_HOST = re.sub(r"[^\w.]", "", os.uname().nodename) or "host"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -53,7 +55,7 @@ def local_path(path: epath.PathLike) -> epath.Path:
 
 def temporary_name(final: epath.Path) -> epath.Path:
     """The name that a file has until it is whole; it tells whose it is."""
-    return final.with_name(f"{final.name}{_TEMPORARY}{os.getpid()}")
+    return final.with_name(f"{final.name}{_TEMPORARY}{_HOST}-{os.getpid()}")
 
 
 @contextlib.contextmanager
@@ -68,9 +70,9 @@ def locked(folder: epath.Path) -> Iterator[None]:
 
 
 def sweep(folder: epath.Path) -> None:
-    """Removes the temporary files of processes that are gone."""
-    for file in folder.glob(f"*{_TEMPORARY}*"):
-        process = file.name.rpartition(_TEMPORARY)[2]
+    """Removes the temporary files of this host's processes that are gone; disks may be shared."""
+    for file in folder.glob(f"*{_TEMPORARY}{_HOST}-*"):
+        process = file.name.rpartition("-")[2]
         if process.isdigit() and not _is_running(int(process)):
             file.unlink(missing_ok=True)
 

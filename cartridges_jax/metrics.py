@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,12 @@ from cartridges_jax.errors import InputError
 _log = logging.getLogger(__name__)
 
 
+def _is_primary() -> bool:
+    """Whether this process shows what it does; `distributed.is_primary`, without importing jax."""
+    jax = sys.modules.get("jax")
+    return jax is None or jax.process_index() == 0
+
+
 def progress(
     total: int, description: str, unit: str, initial: int = 0, *, scaled: bool = False
 ) -> "tqdm[Any]":
@@ -30,6 +37,7 @@ def progress(
     `scaled` counts in thousands, millions and so on.
     """
     return tqdm(
+        disable=not _is_primary(),
         total=total,
         initial=initial,
         desc=f"{description:<11}",

@@ -15,6 +15,8 @@ N query heads, K kv heads, H head dim, D width, F MLP width, V vocabulary.
 
 import functools
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,17 +33,21 @@ TOKENS_BT = P(DATA, None)
 ACT_BTD = P(DATA, None, None)
 
 
-def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
+def make_mesh(
+    data: int | None = None, model: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
     """Returns a (data, model) mesh over the first `data * model` devices.
 
     Args:
       data: number of row groups; None takes all devices that `model` leaves.
       model: number of devices that share one copy of the weights.
+      devices: to take from; None for all, those of other processes too.
 
     Raises:
       InputError: if there are fewer devices than asked for, or `model` does not divide them.
     """
-    available = len(jax.devices())
+    devices = jax.devices() if devices is None else devices
+    available = len(devices)
     if data is None:
         if model < 1 or available % model:
             raise InputError(f"{model=} does not divide the {available} devices of this machine")
@@ -52,13 +58,13 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
         (data, model),
         (DATA, MODEL),
         axis_types=(AxisType.Explicit, AxisType.Explicit),
-        devices=jax.devices()[: data * model],
+        devices=devices[: data * model],
     )
 
 
 def local_mesh() -> Mesh:
-    """Returns the 1x1 mesh of the first device: the default of the library on a laptop."""
-    return make_mesh(1, 1)
+    """Returns the 1x1 mesh of this process's first device: the library's default."""
+    return make_mesh(1, 1, jax.local_devices())
 
 
 def head_axis(num_kv_heads: int) -> str | None:
@@ -133,4 +139,8 @@ def multiplies_bfloat16() -> bool:
 
 def place(mesh: Mesh, array: np.ndarray | jax.Array, spec: P) -> jax.Array:
     """Puts an array that is the same on every process onto `mesh` with `spec`."""
-    return jax.device_put(array, NamedSharding(mesh, spec))
+    sharding = NamedSharding(mesh, spec)
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

@@ -37,6 +37,16 @@ def define_model(values: flags.FlagValues) -> None:
         "mesh_model", 1, "Devices that share one copy of the weights.", flag_values=values
     )
     flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Joins the processes of one job, one a host, as TPU VMs, GKE, SLURM or MPI tell them; "
+        "elsewhere give the next three to each.",
+        flag_values=values,
+    )
+    define_string(values, "coordinator", "", "host:port of the first process of the job.")
+    flags.DEFINE_integer("num_processes", 0, "Processes of the job.", flag_values=values)
+    flags.DEFINE_integer("process_id", -1, "Of this process, from 0.", flag_values=values)
+    flags.DEFINE_bool(
         "fsdp",
         False,
         "Weights are split over the devices that share rows, too, and gathered a layer at a time: "
@@ -70,22 +80,37 @@ def define_model(values: flags.FlagValues) -> None:
 def load_corpus(values: flags.FlagValues) -> "list[Document]":
     """Reads the corpus that the flags name, and tells what became of its files."""
     from cartridges_jax.corpus import read_corpus
+    from cartridges_jax.distributed import is_primary
 
     corpus = read_corpus(values.corpus)
-    for line in corpus.lines():
+    for line in corpus.lines() if is_primary() else ():
         print(line)
     return corpus.documents
 
 
-def load_model(values: flags.FlagValues) -> "LanguageModel":
-    """Loads the model that the flags name."""
+def join_processes(values: flags.FlagValues) -> None:
+    """Finds the other processes of the job, if the flags say that there are some."""
+    from cartridges_jax import distributed
+
+    if values.distributed or values.coordinator or values.num_processes > 0:
+        distributed.start(values.coordinator, values.num_processes, values.process_id)
+
+
+def load_model(values: flags.FlagValues, spans_hosts: bool = False) -> "LanguageModel":
+    """Loads the model that the flags name, on this process's devices or on those of all."""
+    import jax
+
     from cartridges_jax.loading import load_model
     from cartridges_jax.sharding import make_mesh
 
+    devices = jax.devices() if spans_hosts else jax.local_devices()
+    rows = values.mesh_data
+    if not spans_hosts and jax.process_count() > 1:  # the part of the mesh that is here
+        rows = max(1, min(rows, len(devices) // max(1, values.mesh_model)))
     return load_model(
         values.model,
         dtype=None if values.dtype == "auto" else values.dtype,
-        mesh=make_mesh(values.mesh_data, values.mesh_model),
+        mesh=make_mesh(rows, values.mesh_model, devices),
         quantization=values.quantization,
         fsdp=values.fsdp,
         template_options=dict(map(_template_option, values.template_option)),

@@ -44,12 +44,17 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> None:
+    from cartridges_jax import distributed
     from cartridges_jax.cartridge import Cartridge
     from cartridges_jax.distillation.targets import score_targets
     from cartridges_jax.evaluation.questions import load_questions
     from cartridges_jax.evaluation.report import summary_table
     from cartridges_jax.evaluation.run import evaluate
 
+    common.join_processes(values)
+    if not distributed.is_primary():
+        distributed.barrier("evaluated")
+        return
     cartridge = Cartridge.load(values.cartridge)
     documents = common.load_corpus(values)
     questions = load_questions(values.questions) if values.questions else []
@@ -62,3 +67,4 @@ def run(values: flags.FlagValues) -> None:
     )  # fmt: skip
     print(summary_table(results))
     print(f"report: {os.path.join(values.out, 'report.html')}")
+    distributed.barrier("evaluated")

@@ -31,11 +31,18 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> None:
-    from cartridges_jax.distillation.train import cartridge_path, train
+    from cartridges_jax import distributed
+    from cartridges_jax.distillation.train import cartridge_path, open_targets, train
 
+    common.join_processes(values)
     documents = common.load_corpus(values)
     config = common.config_with_preset(config_class(), values)
-    cartridge = train(common.load_model(values), documents, values.data, values.out, config)
+    if distributed.count() > 1:  # each scores its part on its own devices
+        open_targets(common.load_model(values), documents, values.data)
+    model = common.load_model(values, spans_hosts=True)
+    cartridge = train(model, documents, values.data, values.out, config)
+    if not distributed.is_primary():
+        return
     data = cartridge.provenance["data"]
     path = f"--cartridge={shlex.quote(os.fspath(cartridge_path(values.out)))}"
     print(

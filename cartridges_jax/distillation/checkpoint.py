@@ -14,7 +14,7 @@ from absl import logging as absl_logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from cartridges_jax import files
+from cartridges_jax import distributed, files
 from cartridges_jax.config import first_difference
 from cartridges_jax.errors import InputError
 
@@ -47,9 +47,11 @@ class TrainingCheckpoints:
                     f"{folder} holds a run with {difference}; choose another folder or remove this "
                     "one"
                 )
-        else:
+        distributed.barrier("checkpoints looked for")
+        if distributed.is_primary() and not settings.exists():
             folder.mkdir(parents=True, exist_ok=True)
             files.write_json(settings, inputs)
+        distributed.barrier("checkpoints begun")
         # Orbax tells every step at INFO, and an error, which it raises too, once for each thread.
         absl_logging.set_verbosity(absl_logging.FATAL)
         logging.getLogger("orbax").setLevel(logging.CRITICAL)

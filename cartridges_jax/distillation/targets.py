@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Array, Float, Int
 
-from cartridges_jax import files
+from cartridges_jax import distributed, files
 from cartridges_jax.config import digest
 from cartridges_jax.distillation.lm_head import gather_positions, top_log_probabilities
 from cartridges_jax.errors import InputError
@@ -102,6 +102,9 @@ def as_hard_labels(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def score_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSet:
     """Scores every conversation of folder `data` that has no targets yet; `model` is the teacher.
 
+    Several processes divide the units by index, each with a model on its own devices, and wait for
+    each other.
+
     Raises:
       InputError: if there are no conversations, they do not fit the model's window, or there are
         targets of another model.
@@ -124,15 +127,17 @@ def score_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSe
     writer = conversations.inputs.get("model")
     keeps = isinstance(writer, dict) and writer.get("tokenizer") == model.identity["tokenizer"]
     bar = progress(conversations.num_records, "score", "conv", targets.num_records)
-    for index in sorted(conversations.units):
-        source = conversations.units[index]["sha256"]
-        if targets.units.get(index, {}).get("source") == source:
+    for index, source in sorted(sources.items()):
+        if not distributed.is_mine(index) or targets.units.get(index, {}).get("source") == source:
             continue
         told = load_conversations(conversations, index)
         records = _score_unit(model, told if keeps else [one.as_text() for one in told])
         targets.write(index, records, source=source, **row_sizes(records))
         bar.update(len(records))
     bar.close()
+    while any(targets.units.get(i, {}).get("source") != s for i, s in sources.items()):
+        distributed.wait_for_others()
+        targets.refresh()
     return targets
 
 

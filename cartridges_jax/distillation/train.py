@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from cartridges_jax import files, initializers
+from cartridges_jax import distributed, files, initializers
 from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
 from cartridges_jax.config import check_ranges, first_difference
 from cartridges_jax.corpus import Document, corpus_identity
@@ -85,7 +85,7 @@ def train(
     config = config or TrainConfig()
     _check(config, model)
     folder = files.output_folder(out)
-    shards = _open_targets(model, documents, data)
+    shards = open_targets(model, documents, data)
     packed = packed_data(
         shards, config.row_shape(), config.rows_per_step, config.seed, config.labels, config.loss_on
     )
@@ -168,10 +168,22 @@ def train(
         "best": best,
         "made": made["date"],
     }
-    trained = nnx.merge(graphdef, best_slots, frozen).with_provenance(model.dtype, provenance)
-    if not all(bool(jnp.isfinite(x).all()) for x in (trained.keys, trained.values)):
+    with jax.set_mesh(model.mesh):
+        slots = nnx.merge(graphdef, best_slots, frozen)
+        trained = Cartridge(
+            jnp.asarray(distributed.whole(slots.keys.astype(model.dtype))),
+            jnp.asarray(distributed.whole(slots.values.astype(model.dtype))),
+            num_frozen=slots.num_frozen,
+            next_position=slots.next_position,
+            provenance=provenance,
+        )
+    if not all(
+        np.isfinite(np.asarray(x, np.float32)).all() for x in (trained.keys, trained.values)
+    ):
         raise InputError(f"the slots are not finite; lower learning_rate={config.learning_rate}")
-    trained.save(cartridge_path(folder))
+    if distributed.is_primary():
+        trained.save(cartridge_path(folder))
+    distributed.barrier("cartridge saved")
     return trained
 
 
@@ -180,7 +192,7 @@ class _Figures:
 
     def __init__(self, folder: epath.Path, config: TrainConfig, step: int):
         self._config = config
-        self._log = MetricsLog(folder, step)
+        self._log = MetricsLog(folder, step) if distributed.is_primary() else None
         self._bar = progress(config.num_steps, "train", "step", step)
         self._step, self._means, self._values = step, None, {}
         self._last = time.perf_counter()
@@ -216,18 +228,19 @@ class _Figures:
         if not self._values:
             return
         values = self._values if score is None else self._values | {"score": score}
-        self._log.write(self._step, **values)
+        if self._log is not None:
+            self._log.write(self._step, **values)
         self._bar.update()
         self._bar.set_postfix(kl=f"{values['kl']:.3f}", tok_s=f"{values['tokens_per_s']:.0f}")
         self._values = {}
 
     def __enter__(self) -> "_Figures":
-        self._log.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
-        self._log.__exit__(*error)
+        if self._log is not None:
+            self._log.__exit__(*error)
 
 
 def _today() -> str:
@@ -262,7 +275,7 @@ def cartridge_path(folder: str | os.PathLike[str]) -> epath.Path:
     return path / f"{path.resolve().name}.cartridge"
 
 
-def _open_targets(
+def open_targets(
     model: LanguageModel, documents: Sequence[Document], data: str | os.PathLike[str]
 ) -> ShardSet:
     """Opens the targets in `data`, scoring conversations that have none yet.

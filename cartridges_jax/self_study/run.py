@@ -7,11 +7,12 @@ any length begin alike.
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cartridges_jax import files
+from cartridges_jax import distributed, files
 from cartridges_jax.config import check_ranges, digest
 from cartridges_jax.corpus import Document, corpus_identity
 from cartridges_jax.errors import InputError
@@ -87,6 +88,9 @@ def write_units(
 ) -> ShardSet:
     """Writes units until there are `wanted` conversations; runs end on whole units.
 
+    Several processes divide the units by index, and together write those that one alone would: the
+    first ones that hold as many. A process begins a unit only if all before it cannot be enough.
+
     Args:
       shards: of the folder, as far as they are.
       study: writes the conversations of a unit.
@@ -96,22 +100,40 @@ def write_units(
     Raises:
       InputError: if so little is kept that no end is in sight.
     """
-    index = 0
+    first, total = 0, 0  # all units before `first` are there, and hold so many conversations
     with progress(wanted, "self-study", "conv", shards.num_records) as bar:
-        while shards.num_records < wanted:
-            most = HOPELESS_UNITS if not shards.num_records else 50 + 20 * wanted / per_unit
-            if index >= most:
+        while True:
+            shards.refresh()
+            while first in shards.units and total < wanted:
+                total += shards.units[first]["records"]
+                first += 1
+            if total >= wanted:
+                return shards
+            most = HOPELESS_UNITS if not total else 50 + 20 * wanted / per_unit
+            if first >= most:
                 raise InputError(
-                    f"after {index} chunks only {shards.num_records} of {wanted} conversations "
+                    f"after {first} chunks only {total} of {wanted} conversations "
                     "were kept: what bot A wrote was no request, or an answer did not end within "
                     "its tokens; raise num_examples, question_max_tokens or answer_max_tokens, or "
                     "lower min_answer_confidence"
                 )
-            shards.refresh()  # another process may work on the same folder
-            if index not in shards.units:
-                found = study(index)
-                records = [c.to_bytes() for c in found]
-                shards.write(index, records, dropped=per_unit - len(records))
-                bar.update(len(records))
-            index += 1
-    return shards
+            index = _next_unit(shards, first, wanted - total, per_unit)
+            if index is None:  # others' units decide how many there will be
+                distributed.wait_for_others()
+                continue
+            records = [c.to_bytes() for c in study(index)]
+            shards.write(index, records, dropped=per_unit - len(records))
+            bar.update(len(records))
+
+
+def _next_unit(shards: ShardSet, first: int, missing: int, per_unit: int) -> int | None:
+    """This process's next unit from `first` on that `missing` conversations surely need."""
+    most = 0  # conversations of the units from `first` on
+    for index in itertools.count(first):
+        if most >= missing:
+            return None
+        known = shards.units.get(index)
+        if known is None and distributed.is_mine(index):
+            return index
+        most += per_unit if known is None else known["records"]
+    raise AssertionError

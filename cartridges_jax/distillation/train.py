@@ -136,10 +136,11 @@ def train(
                         trainable, opt_state, frozen, model.transformer, batch
                     )
                 step += 1
-                data = iterator.get_state()  # behind what this step has read
+                saving = step % config.checkpoint_every == 0 or step == config.num_steps
+                read = iterator.get_state() if saving else None
                 batch = next_batch() if step < config.num_steps else None
                 figures.take(step, means)
-                if step % config.checkpoint_every and batch is not None:
+                if not saving:
                     continue
                 figures.read()
                 score = None
@@ -151,7 +152,7 @@ def train(
                     best = {"step": step, "score": score}
                     best_slots = jax.tree.map(jnp.copy, trainable)
                 figures.write(score)
-                made = {"best": best, "data": data, "date": _today()}
+                made = {"best": best, "data": read, "date": _today()}
                 checkpoints.save(step, (trainable, opt_state, best_slots), made)
 
     # ---- hand on
@@ -199,6 +200,8 @@ class _Figures:
 
     def take(self, step: int, means: dict[str, jax.Array]) -> None:
         """Takes the figures of a step that may still be running; finishes those of the last."""
+        if self._means is None:  # a checkpoint was saved meanwhile, or there was no step
+            self._last = time.perf_counter()
         self.read()
         self.write()
         self._step, self._means = step, means

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from cartridges_jax import files
 from cartridges_jax import shards as shards_module
 from cartridges_jax.errors import InputError
 from cartridges_jax.shards import Records, ShardSet
@@ -57,10 +58,14 @@ def test_cut_missing_and_changed_files_are_found(shards):
 def test_temporary_files_of_a_killed_run_are_removed(shards):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    stale = shards.folder / f"things-00009.array_record.tmp-{ended.pid}"
-    stale.write_bytes(b"half")
+    mine = files.temporary_name(shards.folder / "things-00009.array_record")
+    gone = mine.with_name(mine.name.replace(f"-{os.getpid()}", f"-{ended.pid}"))
+    others = mine.with_name(f"{mine.name.partition('.tmp-')[0]}.tmp-elsewhere-{ended.pid}")
+    for path in (mine, gone, others):
+        path.write_bytes(b"half")
     ShardSet.open(shards.folder, "things", {"seed": 1})
-    assert not stale.exists()
+    # Who is at work, and what another host of a shared disk writes, is left alone.
+    assert mine.exists() and not gone.exists() and others.exists()
 
 
 def test_what_another_process_has_listed_stays(shards):

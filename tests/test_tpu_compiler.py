@@ -26,7 +26,7 @@ def mesh():
     return slice_mesh("v5e:4x4", data=8, model=2)
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
+@pytest.mark.parametrize("fsdp", [pytest.param(False, marks=pytest.mark.full), True])
 def test_a_training_step_of_a_1b_model_fits_16_chips(mesh, fsdp):
     """32,768 tokens a step, 2,048 slots, bfloat16 base, float32 slots: under 16 GiB a v5e chip."""
     step = compile_train_step(

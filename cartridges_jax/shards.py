@@ -81,7 +81,7 @@ class ShardSet:
         if not cls.exists(folder, name):
             return cls(folder, name, inputs)
         existing = cls(folder, name, {})
-        existing._refresh()
+        existing.refresh()
         if not existing._listed:
             return cls(folder, name, inputs)
         difference = first_difference(existing.inputs, inputs)
@@ -91,7 +91,7 @@ class ShardSet:
                 f"{existing._manifest.name} there to make them again"
             )
         with files.locked(folder):
-            existing._refresh()
+            existing.refresh()
             listed = {place.file for place in existing._places.values()}
             ours = re.compile(rf"{re.escape(name)}-(\d+-[0-9a-f]{{8}}|pack-\d+)\.array_record")
             for path in folder.glob(f"{name}-*.array_record"):  # of a run that was killed
@@ -108,7 +108,7 @@ class ShardSet:
         """
         found = cls(files.local_path(folder), name, {})
         if cls.exists(found.folder, name):
-            found._refresh()
+            found.refresh()
         if not found._listed:
             raise InputError(f"there are no {name} in {folder} (no {found._manifest.name})")
         return found
@@ -169,7 +169,7 @@ class ShardSet:
             self._write_file(path, records, commit=False)
         with files.locked(self.folder):
             try:
-                self._refresh()
+                self.refresh()
                 before = self.units.get(index)
                 if before is not None and before.get("source") == facts.get("source"):
                     return
@@ -238,10 +238,6 @@ class ShardSet:
     # ---- reading
 
     def refresh(self) -> None:
-        """Reads what other processes have listed meanwhile; errors as in `read`."""
-        self._refresh()
-
-    def _refresh(self) -> None:
         """Reads what the manifest says beyond what is known.
 
         Raises:
@@ -331,7 +327,7 @@ class ShardSet:
             except FileNotFoundError as error:
                 if not refreshes:
                     raise InputError(f"{path} is listed in the manifest but missing") from error
-                self._refresh()  # another process may have packed it
+                self.refresh()  # another process may have packed it
             except (RuntimeError, ValueError, IndexError) as error:
                 raise InputError(f"{path} is damaged: {error}") from error
         raise AssertionError

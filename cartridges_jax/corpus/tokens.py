@@ -10,17 +10,20 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from cartridges_jax import files
 from cartridges_jax.config import digest
 from cartridges_jax.corpus.chunkers import Tokens
 from cartridges_jax.corpus.documents import Document, corpus_identity, corpus_length
+from cartridges_jax.metrics import progress
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusTokens:
-    """The tokens of the documents of a corpus, in order; memory is what is looked at."""
+    """The tokens of the documents of a corpus, in order: uint32, mapped from the file.
+
+    Memory is what is looked at, and eight bytes a document.
+    """
 
     path: epath.Path
     count: int  # documents
@@ -87,9 +90,7 @@ class CorpusTokens:
 
 def _encoded(documents: Sequence[Document], tokenizer: Tokens) -> Iterator[list[int] | None]:
     """Pieces of tokens, and None at the end of each document."""
-    with tqdm(
-        total=corpus_length(documents), desc="read       ", unit="char", unit_scale=True, delay=0.5
-    ) as bar:
+    with progress(corpus_length(documents), "read", "char", scaled=True) as bar:
         for document in documents:
             after = "nothing"
             for piece in document.pieces():

@@ -53,7 +53,7 @@ class _Rules:
     def of(cls, folder: pathlib.Path) -> "list[_Rules]":
         path = folder / ".gitignore"
         try:
-            if not os.path.isfile(path):  # noqa: PTH113 (pathlib's raises where a name is too long)
+            if not os.path.isfile(path):
                 return []
             lines = path.read_text("utf-8", "replace").splitlines()
         except OSError:
@@ -153,7 +153,7 @@ class _Walk:
         return is_new
 
     def _file(self, path: pathlib.Path, why: str) -> Entry:
-        if not why and not os.path.isfile(path):  # noqa: PTH113 (as above)
+        if not why and not os.path.isfile(path):
             closed = not os.access(path.parent, os.X_OK)
             why = CLOSED if closed else SPECIAL
         if not why and not self._see(path):
@@ -185,11 +185,11 @@ def _key(path: pathlib.Path) -> tuple[int, int]:
 
 
 def _is_link(path: pathlib.Path) -> bool:
-    return os.path.islink(path)  # noqa: PTH114 (as below)
+    return os.path.islink(path)
 
 
 def _is_folder(path: pathlib.Path) -> bool:
-    return os.path.isdir(path)  # noqa: PTH112 (pathlib's raises where it may not look)
+    return os.path.isdir(path)
 
 
 def _reason(path: pathlib.Path, is_folder: bool, rules: Sequence[_Rules]) -> str:
@@ -212,6 +212,6 @@ def _reason(path: pathlib.Path, is_folder: bool, rules: Sequence[_Rules]) -> str
 
 def _reason_within(folder: pathlib.Path) -> str:
     """Why a folder is left out by what it holds."""
-    if os.path.exists(folder / "pyvenv.cfg"):  # noqa: PTH110 (as above)
+    if os.path.exists(folder / "pyvenv.cfg"):
         return DEPENDENCY
-    return OURS if any(os.path.exists(folder / name) for name in _OURS) else ""  # noqa: PTH110
+    return OURS if any(os.path.exists(folder / name) for name in _OURS) else ""

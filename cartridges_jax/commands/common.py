@@ -37,16 +37,6 @@ def define_model(values: flags.FlagValues) -> None:
         "mesh_model", 1, "Devices that share one copy of the weights.", flag_values=values
     )
     flags.DEFINE_bool(
-        "distributed",
-        False,
-        "Joins the processes of one job, one a host, as TPU VMs, GKE, SLURM or MPI tell them; "
-        "elsewhere give the next three to each.",
-        flag_values=values,
-    )
-    define_string(values, "coordinator", "", "host:port of the first process of the job.")
-    flags.DEFINE_integer("num_processes", 0, "Processes of the job.", flag_values=values)
-    flags.DEFINE_integer("process_id", -1, "Of this process, from 0.", flag_values=values)
-    flags.DEFINE_bool(
         "fsdp",
         False,
         "Weights are split over the devices that share rows, too, and gathered a layer at a time: "
@@ -75,6 +65,20 @@ def define_model(values: flags.FlagValues) -> None:
         "given several times.",
         flag_values=values,
     )
+
+
+def define_processes(values: flags.FlagValues) -> None:
+    """Defines the flags of a command that several processes can run together."""
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Joins the processes of one job, one a host, as TPU VMs, GKE, SLURM or MPI tell them; "
+        "elsewhere give coordinator, num_processes and process_id to each.",
+        flag_values=values,
+    )
+    define_string(values, "coordinator", "", "host:port of the first process of the job.")
+    flags.DEFINE_integer("num_processes", 0, "Processes of the job.", flag_values=values)
+    flags.DEFINE_integer("process_id", -1, "Of this process, from 0.", flag_values=values)
 
 
 def load_corpus(values: flags.FlagValues) -> "list[Document]":

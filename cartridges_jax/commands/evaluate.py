@@ -19,6 +19,7 @@ def config_class() -> Any:
 
 def define(values: flags.FlagValues) -> None:
     common.define_model(values)
+    common.define_processes(values)
     for name, default, text in (
         ("cartridge", None, "The .cartridge file to evaluate."),
         ("corpus", None, "The text it was made of: for the controls."),

@@ -19,6 +19,7 @@ def config_class() -> Any:
 
 def define(values: flags.FlagValues) -> None:
     common.define_model(values)
+    common.define_processes(values)
     common.define_string(
         values,
         "corpus",

@@ -156,11 +156,11 @@ def full_logits_loss(
         logits = model.logits(gather_positions(hidden, targets.index))
     logq = jax.nn.log_softmax(logits)
     p = jnp.exp(targets.top_logprobs) * targets.weight[..., None]
-    loss = jnp.zeros(())
+    loss = jnp.zeros(len(logq))
     for j in range(targets.top_ids.shape[-1]):
         chosen = jnp.arange(logq.shape[-1]) == targets.top_ids[..., j, None]
-        loss -= jnp.sum(jnp.where(chosen, logq * p[..., j, None], 0.0))
-    return LossSums(loss, loss, jnp.sum(targets.weight))
+        loss -= jnp.sum(jnp.where(chosen, logq * p[..., j, None], 0.0), axis=(1, 2))
+    return LossSums(loss, loss, jnp.sum(targets.weight, axis=1))
 
 
 def step_rows() -> list[dict[str, Any]]:

@@ -289,7 +289,7 @@ def compile_loss(
     """
 
     def passes(model, hidden, targets):
-        return jax.value_and_grad(lambda h: loss(model, h, targets).loss)(hidden)
+        return jax.value_and_grad(lambda h: jnp.sum(loss(model, h, targets).loss))(hidden)
 
     B, T, M, D = rows, row_length, targets_per_row, config.hidden_size
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -17,7 +17,7 @@ from cartridges_jax.attention.backends import Implementation, choose
 from cartridges_jax.attention.folded import folded_attention
 from cartridges_jax.attention.mask import Mask, Rows
 from cartridges_jax.attention.reference import reference_attention
-from cartridges_jax.attention.vjp import whole_rows
+from cartridges_jax.attention.vjp import in_groups_of_rows, whole_rows
 from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis, query_axis
 
 
@@ -28,7 +28,7 @@ def attention(
     mask: Mask,
     *,
     scale: float,
-    prefix: tuple[Float[Array, "_ _ _"], Float[Array, "_ _ _"]] | None = None,
+    prefix: tuple[Float[Array, "*C _ _ _"], Float[Array, "*C _ _ _"]] | None = None,
     as_cached: bool = False,
     implementation: Implementation | None = None,
     return_lse: bool = False,
@@ -44,8 +44,9 @@ def attention(
       v: the row's own values, likewise.
       mask: what each query sees.
       scale: factor on the scores (`H ** -0.5` in all supported models).
-      prefix: keys and values [P, K, H] that all rows share; None for none. They are read in the
-        dtype of `k`; their gradient has their own.
+      prefix: keys and values [P, K, H] that all rows share, or [C, P, K, H] of which each of C
+        groups of rows, one after the other, shares one; groups are split over "data" as rows are.
+        None for none. They are read in the dtype of `k`; their gradient has their own.
       as_cached: keys are [B, K, H, S] and values [B, K, S, H], those of the prefix [K, H, P] and
         [K, P, H]: the layout to keep a cache in, as both products then read it in order.
       implementation: None picks one, see `backends`; "pallas_interpret" runs the TPU kernels on a
@@ -65,13 +66,21 @@ def attention(
     heads, query_heads = head_axis(K), query_axis(N, K)
     queries = P(DATA, None, query_heads, None)
     keys = P(DATA, heads, None, None) if as_cached else P(DATA, None, heads, None)
-    slots = P(*keys[1:])
+    in_groups = prefix is not None and prefix[1].ndim == 4
+    slots = P(DATA, *keys[1:]) if in_groups else P(*keys[1:])
     if prefix is None:
         none = ((K, H, 0), (K, 0, H)) if as_cached else ((0, K, H),) * 2
         prefix = tuple(jax.sharding.reshard(jnp.zeros(n, k.dtype), slots) for n in none)
-    num_slots = prefix[1].shape[1 if as_cached else 0]
+    num_slots = prefix[1].shape[1 if as_cached or in_groups else 0]
     length = jnp.minimum(num_slots if mask.prefix_length is None else mask.prefix_length, num_slots)
     is_cached = mask.query_offset is not None
+    if in_groups:
+        groups = prefix[0].shape[0]
+        if is_cached:
+            raise ValueError(f"a cache has one prefix, not {groups}")
+        if q.shape[0] % groups:
+            raise ValueError(f"{q.shape[0]} rows cannot be shared out to {groups} prefixes")
+        length = jax.sharding.reshard(jnp.broadcast_to(length, (groups,)), P(DATA))
     if not is_cached and T != S:
         raise ValueError(f"{S} keys for {T} queries need a query_offset")
     if N % K:
@@ -89,14 +98,14 @@ def attention(
         segment_start = jnp.clip(segment_start, 0, offset + jnp.arange(T))
         rows = Rows(q, k, v, prefix_k, prefix_v, segment_start, length, offset)
         if chosen == "reference":
-            return reference_attention(rows, scale=scale)
+            return in_groups_of_rows(reference_attention, rows, scale=scale)
         if is_cached:
             return folded_attention(rows, scale=scale)
         return whole_rows(rows, scale, chosen)
 
     mapped: Any = jax.shard_map(
         local,
-        in_specs=(queries, keys, keys, slots, slots, TOKENS_BT, P(), P()),
+        in_specs=(queries, keys, keys, slots, slots, TOKENS_BT, P(DATA) if in_groups else P(), P()),
         out_specs=(queries, P(DATA, None, query_heads)),
         check_vma=False,  # the custom VJP inside knows nothing of varying axes
     )

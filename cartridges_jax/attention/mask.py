@@ -20,7 +20,8 @@ class Mask(NamedTuple):
     """
 
     segment_start: Int[Array, "B T"]  # below 0 is 0
-    prefix_length: Int[Array, ""] | int | None = None  # None, and more than there are: all slots
+    # None, and more than there are: all slots. Where rows come in groups, one for each group.
+    prefix_length: Int[Array, "*C"] | int | None = None
     query_offset: Int[Array, ""] | int | None = None  # None: whole rows, with as many keys; 0
 
 
@@ -38,16 +39,17 @@ class Rows(NamedTuple):
     """What an implementation takes, on one device; `attention.api` says what each is.
 
     Axes stand in this order whatever the order in memory: the compiler merges a turned view into
-    the product that reads it. A prefix may be float32 beside keys in half precision.
+    the product that reads it. A prefix may be float32 beside keys in half precision. Whole rows may
+    come in C groups, one after the other, with a prefix [C, P, K, H] and a length [C] for each.
     """
 
     q: Float[Array, "B T N H"]
     k: Float[Array, "B S K H"]
     v: Float[Array, "B S K H"]
-    prefix_k: Float[Array, "P K H"]
-    prefix_v: Float[Array, "P K H"]
+    prefix_k: Float[Array, "*C P K H"]
+    prefix_v: Float[Array, "*C P K H"]
     segment_start: Int[Array, "B T"]
-    prefix_length: Int[Array, ""]
+    prefix_length: Int[Array, "*C"]
     query_offset: Int[Array, ""] | int = 0  # whole rows have 0, and S = T
 
     def in_one_dtype(self) -> "Rows":
@@ -56,6 +58,11 @@ class Rows(NamedTuple):
         return self._replace(
             prefix_k=self.prefix_k.astype(dtype), prefix_v=self.prefix_v.astype(dtype)
         )
+
+
+def groups_first(x: jax.Array, groups: int) -> jax.Array:
+    """What belongs to rows, [B, ...], as [groups, rows of a group, ...]."""
+    return x.reshape(groups, -1, *x.shape[1:])
 
 
 class Backward(NamedTuple):

@@ -1,4 +1,8 @@
-"""Whole rows with one custom VJP, whose two passes an implementation supplies."""
+"""Whole rows with one custom VJP, whose two passes an implementation supplies.
+
+Rows may come in groups, each with a prefix of its own: the Pallas kernels take them as they are,
+the others a group at a time.
+"""
 
 import functools
 from collections.abc import Callable
@@ -11,26 +15,52 @@ from jax.ad_checkpoint import checkpoint_name
 from cartridges_jax.attention.blocked import blocked_backward, blocked_forward
 from cartridges_jax.attention.cudnn import cudnn_backward, cudnn_forward
 from cartridges_jax.attention.folded import folded_attention
-from cartridges_jax.attention.mask import Attended, Backward, Rows
+from cartridges_jax.attention.mask import Attended, Backward, Rows, groups_first
 from cartridges_jax.attention.pallas_tpu import pallas_backward, pallas_forward
 
 # What a rematerialisation policy should save, so that the forward kernel does not run twice.
 SAVED_NAMES = ("attention_out", "attention_lse")
 
 
+def in_groups_of_rows(run: Callable[..., Any], rows: Rows, *of_rows: Any, scale: float) -> Any:
+    """What `run` gives for rows that come in groups, a group at a time; also for those that do not.
+
+    It takes `Rows` of one prefix and trees of arrays [B, ...]. What it returns for rows is joined,
+    what it returns for the prefix (the last two of five gradients) stacked.
+    """
+    if rows.prefix_k.ndim == 3:
+        return run(rows, *of_rows, scale=scale)
+    groups, B = len(rows.prefix_k), len(rows.q)
+    split = functools.partial(groups_first, groups=groups)
+    each = rows._replace(
+        **{name: split(getattr(rows, name)) for name in ("q", "k", "v", "segment_start")},
+        query_offset=jnp.zeros(groups, jnp.int32),
+    )
+    found = jax.lax.map(
+        lambda group: run(*group, scale=scale), (each, *jax.tree.map(split, of_rows))
+    )
+    return tuple(
+        x if i >= 3 else x.reshape(B, *x.shape[2:]) for i, x in enumerate(found)
+    )
+
+
 def _passes(implementation: str) -> tuple[Callable[..., Attended], Callable[..., Any]]:
     """The forward and the backward pass."""
     match implementation:
         case "folded":
-            return folded_attention, blocked_backward
+            passes = folded_attention, blocked_backward
         case "cudnn":
-            return cudnn_forward, cudnn_backward
+            passes = cudnn_forward, cudnn_backward
         case "pallas" | "pallas_interpret":
             how = {"interpret": implementation == "pallas_interpret"}
-            passes = pallas_forward, pallas_backward
-            return functools.partial(passes[0], **how), functools.partial(passes[1], **how)
+            return (
+                functools.partial(pallas_forward, **how),
+                functools.partial(pallas_backward, **how),
+            )
         case _:
-            return blocked_forward, blocked_backward
+            passes = blocked_forward, blocked_backward
+    forward, backward = (functools.partial(in_groups_of_rows, one) for one in passes)
+    return forward, backward
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

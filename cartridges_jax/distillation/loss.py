@@ -1,7 +1,8 @@
 """Distillation losses: `[B, T, V]` never exists, neither as logits nor as their gradient.
 
 `distillation_loss` compares the student with the teacher's top J log-probabilities, as they are
-stored: a sum over target positions of a term that a rule (`_TopJ`) defines with its gradient.
+stored: for each row a sum over its target positions of a term that a rule (`_TopJ`) defines with
+its gradient.
 
 Only positions with targets reach the LM head, a chunk at a time. Where a gradient is wanted, a
 chunk's gradient with respect to its hidden states is computed together with its loss, while its
@@ -30,7 +31,7 @@ from cartridges_jax.distillation.lm_head import (
 )
 from cartridges_jax.models.linear import Head
 from cartridges_jax.models.transformer import Transformer
-from cartridges_jax.sharding import ACT_BTD, DATA, MODEL
+from cartridges_jax.sharding import ACT_BTD, DATA, MODEL, TOKENS_BT
 
 TopJ = Literal["top_j", "renormalised", "tail"]
 
@@ -45,21 +46,21 @@ class Targets(NamedTuple):
 
 
 class LossSums(NamedTuple):
-    """Sums over target positions: of the loss and the divergence, in nats, and their number.
+    """Sums over the target positions of each row: of loss and divergence, in nats, and their number.
 
     The divergence is the loss plus the teacher's sum of p log p over what the loss counts; without
     the rest of the vocabulary ("top_j") a good student's may be a little below 0.
     """
 
-    loss: jax.Array
-    kl: jax.Array
-    count: jax.Array
+    loss: Float[Array, "B"]
+    kl: Float[Array, "B"]
+    count: Float[Array, "B"]
 
 
 def distillation_loss(
     model: Transformer, hidden: Float[Array, "B T D"], targets: Targets, kind: TopJ = "top_j"
 ) -> LossSums:
-    """Sums the loss over all target positions.
+    """Sums the loss over the target positions of each row.
 
     With the teacher's top-J log-probabilities t_j of the ids i_j, p_j = exp(t_j) and q the
     student's distribution over the full vocabulary:
@@ -86,19 +87,18 @@ def distillation_loss(
     """
     if kind not in get_args(TopJ):
         raise ValueError(f"kind must be one of {', '.join(get_args(TopJ))}, got {kind!r}")
-    of_targets = (targets.top_ids, targets.top_logprobs, targets.weight)
     picked = gather_positions(hidden, targets.index)
-    found: Any = _summed(_TopJ(kind), picked, model.head, of_targets)
-    total, constant = found
+    taught = (targets.top_ids, targets.top_logprobs)
+    found: Any = _terms(_TopJ(kind), picked, model.head, taught)
+    loss, constant = (jnp.sum(targets.weight * x, axis=1) for x in found)
     # The gradients of loss and KL with respect to the student are the same.
-    return LossSums(total, total + constant, jnp.sum(targets.weight))
+    return LossSums(loss, loss + constant, jnp.sum(targets.weight, axis=1))
 
 
 # ---- rules: the loss of a chunk, a constant, and the gradient of the logits
 #
-# A rule takes a chunk's logits of one device's words, and what belongs to each position. It returns
-# weighted sums over the positions, of the loss and of a constant, and the loss's gradient of the
-# logits.
+# A rule takes a chunk's logits of one device's words, and what the teacher said at each position.
+# It returns each position's loss and a constant of it, and the loss's gradient of the logits.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +112,7 @@ class _TopJ:
         logits: Logits,
         ids: Int[Array, "m J"],
         t: Float[Array, "m J"],
-        weight: Float[Array, "m"],
-    ) -> tuple[jax.Array, jax.Array, Float[Array, "m V"]]:
+    ) -> tuple[Float[Array, "m"], Float[Array, "m"], Float[Array, "m V"]]:
         V = logits.values.shape[1]
         logq = logits.log_softmax()
         own = (ids >= logits.first) & (ids < logits.first + V)
@@ -122,9 +121,9 @@ class _TopJ:
         student = jax.lax.psum(found, MODEL)  # [m, J]
         if self.kind == "renormalised":
             t = jax.nn.log_softmax(t)
-        p = jnp.exp(t) * weight[:, None]
+        p = jnp.exp(t)
         # A teacher may rule a token out: 0 log 0 is 0.
-        loss, constant = -jnp.sum(p * student), jnp.sum(jnp.where(p > 0, p * t, 0.0))
+        loss, constant = -jnp.sum(p * student, -1), jnp.sum(jnp.where(p > 0, p * t, 0.0), -1)
         # d loss / d logits = q * sum_j p_j, less p_j at the teacher's ids
         mass, q = p.sum(-1, keepdims=True), jnp.exp(logq)
         row = jnp.arange(len(ids))[:, None]
@@ -133,37 +132,36 @@ class _TopJ:
             # The student's rest is summed without the J, as 1 - sum_j q(i_j) would cancel.
             outside = q.at[row, at].multiply(jnp.where(own, 0.0, 1.0))
             rest_q = jnp.maximum(over_vocabulary(outside), jnp.finfo(jnp.float32).tiny)
-            rest_p = jnp.clip(1 - jnp.exp(t).sum(-1, keepdims=True), 0.0, 1.0)
-            rest = rest_p * weight[:, None]
-            loss -= jnp.sum(rest * jnp.log(rest_q))
-            constant += jnp.sum(jax.scipy.special.xlogy(rest, rest_p))
+            rest = jnp.clip(1 - mass, 0.0, 1.0)
+            loss -= jnp.sum(rest * jnp.log(rest_q), -1)
+            constant += jnp.sum(jax.scipy.special.xlogy(rest, rest), -1)
             gradient += q * rest - rest * (outside / rest_q)
         return loss, constant, gradient.at[row, at].add(jnp.where(own, -p, 0.0))
 
 
-# ---- the sum over chunks, with the gradient made on the way
+# ---- chunk by chunk, with the gradient made on the way
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed(
-    rule: _TopJ, picked: Float[Array, "B M D"], head: Head, of_targets: tuple[jax.Array, ...]
+def _terms(
+    rule: _TopJ, picked: Float[Array, "B M D"], head: Head, taught: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """The summed loss, and the rule's constant (which has no gradient), in nats."""
-    loss, constant, _ = _in_chunks(rule, False, picked, head, of_targets)
+    """Each position's loss, and the rule's constant (which has no gradient) [B, M], in nats."""
+    loss, constant, _ = _in_chunks(rule, False, picked, head, taught)
     return loss, constant
 
 
-def _forward(rule, picked, head, of_targets):
-    loss, constant, d_picked = _in_chunks(rule, True, picked, head, of_targets)
+def _forward(rule, picked, head, taught):
+    loss, constant, d_picked = _in_chunks(rule, True, picked, head, taught)
     return (loss, constant), d_picked
 
 
 def _backward(rule, d_picked, gradients):
     d_loss, _ = gradients
-    return (d_picked * d_loss).astype(d_picked.dtype), None, None
+    return (d_picked * d_loss[..., None]).astype(d_picked.dtype), None, None
 
 
-_summed.defvjp(_forward, _backward)
+_terms.defvjp(_forward, _backward)
 
 
 def _in_chunks(
@@ -171,38 +169,35 @@ def _in_chunks(
     with_gradient: bool,
     picked: Float[Array, "B M D"],
     head: Head,
-    of_targets: tuple[jax.Array, ...],
-) -> tuple[jax.Array, jax.Array, Float[Array, "B M D"]]:
-    """Loss and constant of all rows, and the loss's gradient of `picked` if it is wanted.
+    taught: tuple[jax.Array, ...],
+) -> tuple[Float[Array, "B M"], Float[Array, "B M"], Float[Array, "B M D"]]:
+    """Loss and constant of each position, and the loss's gradient of `picked` if it is wanted.
 
-    Each device takes its rows and its part of the vocabulary; `of_targets` begin with [B, M].
+    Each device takes its rows and its part of the vocabulary; what was taught begins with [B, M].
     """
 
-    def local(picked, head, of_targets):
+    def local(picked, head, taught):
         rows = len(picked)
         chunks = LogitChunks(rows * picked.shape[1], head)
 
-        def one(sums: Any, chunk: Any) -> Any:
+        def one(chunk: Any) -> Any:
             h, targets = chunk
             logits, pull = jax.vjp(head.logits, h)
             loss, constant, d_logits = rule(Logits(logits, chunks.first), *targets)
-            sums = (sums[0] + loss, sums[1] + constant)
             if not with_gradient:
-                return sums, None
+                return loss, constant
             [d_h] = pull(d_logits)
-            return sums, jax.lax.psum(d_h, MODEL)
+            return loss, constant, jax.lax.psum(d_h, MODEL)
 
-        zero = jnp.zeros((), jnp.float32)
-        cut = (chunks.cut(picked), tuple(map(chunks.cut, of_targets)))
-        sums, d_h = jax.lax.scan(one, (zero, zero), cut)
-        loss, constant = (jax.lax.psum(x, DATA) for x in sums)
-        return loss, constant, chunks.join(d_h, rows) if with_gradient else picked  # not looked at
+        found = jax.lax.map(one, (chunks.cut(picked), tuple(map(chunks.cut, taught))))
+        joined = tuple(chunks.join(x, rows) for x in found)
+        return joined if with_gradient else (*joined, picked)  # which nobody looks at
 
-    rows = tuple(P(DATA, *[None] * (x.ndim - 1)) for x in of_targets)
+    rows = tuple(P(DATA, *[None] * (x.ndim - 1)) for x in taught)
     run: Callable = jax.shard_map(
         local,
         in_specs=(ACT_BTD, head.specs, rows),
-        out_specs=(P(), P(), ACT_BTD),
+        out_specs=(TOKENS_BT, TOKENS_BT, ACT_BTD),
         check_vma=False,
     )
-    return run(picked, head, of_targets)
+    return run(picked, head, taught)

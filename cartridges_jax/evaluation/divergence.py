@@ -32,7 +32,8 @@ def _sums(model: Any, prefix: Prefix, batch: dict[str, jax.Array]) -> tuple[jax.
         "top_ids": next_ids[..., None],
         "top_logprobs": jnp.zeros_like(batch["top_logprobs"][..., :1]),
     }
-    return soft.kl, prefix_loss(prefix, model, hard).loss, soft.count
+    nll = prefix_loss(prefix, model, hard).loss
+    return tuple(jnp.sum(x) for x in (soft.kl, nll, soft.count))
 
 
 def divergence(model: LanguageModel, arm: Arm, records: Sequence[bytes]) -> dict[str, float]:

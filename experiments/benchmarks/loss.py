@@ -71,7 +71,7 @@ def our_form(x: dict[str, np.ndarray], mesh: Any) -> tuple[Any, tuple[Any, ...]]
         hidden = place(mesh, x["hidden"], ACT_BTD)
 
         def loss(hidden, model, targets):
-            return distillation_loss(model, hidden, targets).loss
+            return jnp.sum(distillation_loss(model, hidden, targets).loss)
 
         arguments = (hidden, model, targets)
         return jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile(), arguments

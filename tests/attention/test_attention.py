@@ -67,7 +67,8 @@ def compiled(
         N, K = case["q"].shape[2], case["k"].shape[2]
         heads, query_heads = head_axis(K), query_axis(N, K)
         queries, rows = (P(DATA, None, axis, None) for axis in (query_heads, heads))
-        slots = P(None, heads, None)
+        in_groups = case["prefix_k"].ndim == 4
+        slots = P(DATA, None, heads, None) if in_groups else P(None, heads, None)
         specs = {"q": queries, "k": rows, "v": rows, "prefix_k": slots, "prefix_v": slots}
         arrays = {n: place(mesh, case[n].astype(dtype), s) for n, s in specs.items()}
         start = place(mesh, case["segment_start"], TOKENS_BT)
@@ -163,6 +164,35 @@ def test_is_the_same_on_every_mesh(rng, mesh_shape, num_heads, implementation):
     got, _ = run(make_mesh(*mesh_shape), case, implementation=implementation, **options)
     for name, gradient in want.items():
         np.testing.assert_allclose(got[name], gradient, atol=3e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("mesh_shape", MESHES)
+def test_groups_of_rows_have_prefixes_of_their_own(rng, mesh_shape, implementation):
+    """Each group's values, and the gradients of its prefix, are those of its rows alone."""
+    C = 4
+    case = make_case(rng, B=2 * C, T=130, slots=9)
+    prefixes = {n: rng.normal(size=(C, *case[n].shape)) for n in ("prefix_k", "prefix_v")}
+    case |= {name: x.astype(np.float32) for name, x in prefixes.items()}
+    weights = rng.normal(size=case["q"].shape).astype(np.float32)
+    of_lse = rng.normal(size=weights.shape[:3]).astype(np.float32)
+    live = np.array([9, 3, 0, 7])
+    got, values = run(
+        make_mesh(*mesh_shape), case, implementation=implementation, weights=(weights, of_lse),
+        prefix_length=jnp.asarray(live),
+    )  # fmt: skip
+    for c in range(C):
+        rows = slice(2 * c, 2 * c + 2)
+        alone = {n: x[c if "prefix" in n else rows] for n, x in case.items()}
+        want, attended = run(
+            make_mesh(1, 1), alone, implementation="reference", prefix_length=int(live[c]),
+            weights=(weights[rows], of_lse[rows]),
+        )  # fmt: skip
+        for a, b in zip(values, attended, strict=True):
+            np.testing.assert_allclose(a[rows], b, atol=1e-5)
+        for name, gradient in want.items():
+            own = got[name][c if "prefix" in name else rows]
+            np.testing.assert_allclose(own, gradient, atol=3e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
@@ -323,6 +353,12 @@ def test_shapes_that_do_not_fit_are_refused(rng):
     case = make_case(rng, T=20, N=6, K=4)
     with pytest.raises(ValueError, match="6 query heads are no multiple of 4 kv heads"):
         run(make_mesh(1, 1), case)
+    case = make_case(rng, B=3, T=20)
+    case |= {n: np.stack([case[n]] * 2) for n in ("prefix_k", "prefix_v")}
+    with pytest.raises(ValueError, match="3 rows cannot be shared out to 2 prefixes"):
+        run(make_mesh(1, 1), case)
+    with pytest.raises(ValueError, match="a cache has one prefix"):
+        run(make_mesh(1, 1), case, query_offset=0)
 
 
 @pytest.mark.parametrize(

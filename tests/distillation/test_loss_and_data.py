@@ -61,6 +61,7 @@ def sums_and_gradient(model, cartridge, batch):
     def total(keys, values):
         kv = type(prefix.kv)(keys, values)
         sums = prefix_loss(prefix._replace(kv=kv), model.transformer, placed)
+        sums = jax.tree.map(jnp.sum, sums)
         return sums.loss, sums
 
     with jax.set_mesh(model.mesh):
@@ -148,7 +149,7 @@ def test_loss_and_gradient_equal_their_definition(rng, kind, mesh, quantized):
         return (weight * loss).sum(), (weight * (loss + known)).sum(), weight.sum()
 
     def compute(h):
-        return distillation_loss(model.transformer, h, targets, kind)
+        return jax.tree.map(jnp.sum, distillation_loss(model.transformer, h, targets, kind))
 
     check(model, head, hidden, index, compute, define)
 

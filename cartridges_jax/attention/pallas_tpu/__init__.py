@@ -75,5 +75,6 @@ def pallas_backward(
         return jnp.moveaxis(x[:, :, :length], 1, 2)
 
     d_own = [tokens_first(x, rows.k.shape[1]) for x in (dk, dv)]
-    d_prefix = [tokens_first(x, rows.prefix_k.shape[0])[0] for x in (dpk, dpv)]
+    d_prefix = [tokens_first(x, rows.prefix_k.shape[-3]) for x in (dpk, dpv)]
+    d_prefix = [x.reshape(rows.prefix_k.shape) for x in d_prefix]
     return _tokens_first(dq, rows.q.shape), *d_own, *d_prefix

@@ -78,7 +78,7 @@ def forward_call(plan: Plan, x: Inputs) -> Call:
 
     def prefix_chunk(h, b, i, c, first, length):
         live = jnp.maximum((length[b] + slots - 1) // slots - 1, 0)
-        return 0, h, jnp.minimum(c, live), 0
+        return b // plan.group_rows, h, jnp.minimum(c, live), 0
 
     query = pl.BlockSpec((1, 1, G, bq, H), lambda h, b, i, c, *_: (b, h, 0, i, 0))
     row = pl.BlockSpec((1, 1, keys, H), row_chunk)
@@ -126,7 +126,9 @@ def backward_calls(plan: Plan, x: Inputs, d_out: Any, lse: Any, delta: Any) -> l
         return pl.BlockSpec((1, 1, size, H), lambda h, b, i, *_: (b, h, chunk, 0))
 
     def of_prefix(size: int, chunk: int) -> pl.BlockSpec:
-        return pl.BlockSpec((1, 1, size, H), lambda h, b, i, *_: (0, h, chunk, 0))
+        return pl.BlockSpec(
+            (1, 1, size, H), lambda h, b, i, *_: (b // plan.group_rows, h, chunk, 0)
+        )
 
     d_keys = jax.ShapeDtypeStruct((*x.k.shape[:2], keys, H), x.k.dtype)
     d_slots = jax.ShapeDtypeStruct((*x.prefix_k.shape[:2], slots, H), jnp.float32)

@@ -136,12 +136,12 @@ def backward_kernel(
 
     Arguments as in `forward_kernel`; d_out, dq [1, 1, G, bq, H]; lse, delta [1, 1, G, bq] float32;
     dk, dv [1, 1, keys, H], written when all query blocks have been; dpk, dpv [1, 1, slots, H]
-    float32, which stay in VMEM over all rows that share the prefix, and are the sums themselves.
+    float32, which stay in VMEM over all rows of a group, and are the sums themselves.
     Float32 sums: dq_acc [G * bq, H], dk_acc and dv_acc [keys, H].
     """
     b, i = pl.program_id(1), pl.program_id(2)
 
-    @pl.when((i == 0) & (b == 0))
+    @pl.when((i == 0) & (b % plan.group_rows == 0))
     def _():
         dpk[...] = jnp.zeros_like(dpk)
         dpv[...] = jnp.zeros_like(dpv)

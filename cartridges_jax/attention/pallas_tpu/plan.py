@@ -68,6 +68,7 @@ class Plan:
     """Everything static about a pass, after padding."""
 
     B: int
+    C: int  # groups of rows, each with a prefix of its own
     T: int  # queries, in whole blocks
     K: int
     G: int
@@ -79,6 +80,10 @@ class Plan:
     vmem: int
     scale: float
     interpret: bool
+
+    @property
+    def group_rows(self) -> int:
+        return self.B // self.C
 
     @property
     def query_blocks(self) -> int:
@@ -120,7 +125,8 @@ def make_plan(
     (B, T, N, H), K = rows.q.shape, rows.k.shape[2]
     G, itemsize, width = N // K, rows.q.dtype.itemsize, round_up(H, LANES)
     most = blocks or default_blocks(sizes, G, H)
-    tokens, slots = max(T, 1), max(rows.prefix_k.shape[0], 1)  # no empty arrays
+    C = rows.prefix_k.shape[0] if rows.prefix_k.ndim == 4 else 1
+    tokens, slots = max(T, 1), max(rows.prefix_k.shape[-3], 1)  # no empty arrays
     bq = _block(tokens, most.queries)
     T = round_up(tokens, bq)
     fitted = Blocks(bq, _block(T, most.row_keys), _block(slots, most.prefix_keys))
@@ -139,7 +145,7 @@ def make_plan(
     left = sizes.vmem - scores - folded * of_query
     chunks, P, S = _chunks(left, fitted, slots, T, of_slot, of_key)
     return Plan(
-        B=B, T=T, K=K, G=G, H=H, P=P, S=S, chunks=chunks, blocks=fitted, vmem=sizes.vmem,
+        B=B, C=C, T=T, K=K, G=G, H=H, P=P, S=S, chunks=chunks, blocks=fitted, vmem=sizes.vmem,
         scale=scale, interpret=interpret,
     )  # fmt: skip
 
@@ -159,7 +165,7 @@ class Inputs:
     q: jax.Array  # [B, K, G, T, H]
     k: jax.Array  # [B, K, S, H]
     v: jax.Array
-    prefix_k: jax.Array  # [1, K, P, H]
+    prefix_k: jax.Array  # [C, K, P, H]
     prefix_v: jax.Array
     segment_start: jax.Array  # [B, 1, T] int32
     # First key that a query block sees [B, T / bq]; live slots [B].
@@ -175,7 +181,8 @@ def prepare(plan: Plan, rows: Rows) -> Inputs:
     own = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
     start = jnp.where(own < tokens, pad(segment_start, 1, T), own)
     first = start.reshape(B, plan.query_blocks, plan.blocks.queries).min(-1)
-    length = jnp.broadcast_to(jnp.asarray(prefix_length, jnp.int32), (B,))
+    of_groups = jnp.broadcast_to(jnp.asarray(prefix_length, jnp.int32), (plan.C,))
+    length = jnp.repeat(of_groups, plan.group_rows, total_repeat_length=B)
 
     def heads_first(x: jax.Array, size: int) -> jax.Array:
         return pad(jnp.moveaxis(x, -2, -3), x.ndim - 2, size)
@@ -184,8 +191,8 @@ def prepare(plan: Plan, rows: Rows) -> Inputs:
         q=pad(q.reshape(B, tokens, K, G, H).transpose(0, 2, 3, 1, 4), 3, T),
         k=heads_first(k, plan.S),
         v=heads_first(v, plan.S),
-        prefix_k=heads_first(prefix_k, plan.P)[None],
-        prefix_v=heads_first(prefix_v, plan.P)[None],
+        prefix_k=heads_first(prefix_k, plan.P).reshape(plan.C, K, plan.P, H),
+        prefix_v=heads_first(prefix_v, plan.P).reshape(plan.C, K, plan.P, H),
         segment_start=start[:, None],
         scalars=(first, length),
     )

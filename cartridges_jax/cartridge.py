@@ -28,7 +28,10 @@ class TrainableSlot(nnx.Variable):
 
 
 class Cartridge(nnx.Module):
-    """Frozen and trainable slots [L, F, K, H] and [L, p - F, K, H], float32 while in training."""
+    """Frozen and trainable slots [L, F, K, H] and [L, p - F, K, H], float32 while in training.
+
+    C of them that share a training step lie in one, with an axis C behind L (`distillation.step`).
+    """
 
     def __init__(
         self,
@@ -71,20 +74,20 @@ class Cartridge(nnx.Module):
 
     @property
     def num_frozen(self) -> int:
-        return self.frozen_keys[...].shape[1]
+        return self.frozen_keys[...].shape[-3]
 
     @property
     def num_slots(self) -> int:
         """All slots p, the frozen ones included."""
-        return self.num_frozen + self.trainable_keys[...].shape[1]
+        return self.num_frozen + self.trainable_keys[...].shape[-3]
 
     @property
-    def keys(self) -> Float[Array, "L P K H"]:
-        return jnp.concatenate([self.frozen_keys[...], self.trainable_keys[...]], axis=1)
+    def keys(self) -> Float[Array, "L *C P K H"]:
+        return jnp.concatenate([self.frozen_keys[...], self.trainable_keys[...]], axis=-3)
 
     @property
-    def values(self) -> Float[Array, "L P K H"]:
-        return jnp.concatenate([self.frozen_values[...], self.trainable_values[...]], axis=1)
+    def values(self) -> Float[Array, "L *C P K H"]:
+        return jnp.concatenate([self.frozen_values[...], self.trainable_values[...]], axis=-3)
 
     def prefix(self, dtype) -> Prefix:
         """The slots as the model takes them, cast to `dtype`; differentiable."""

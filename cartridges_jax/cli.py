@@ -15,7 +15,7 @@ from absl import flags
 
 from cartridges_jax.commands import chat, demo, evaluate, info, synthesize, train
 from cartridges_jax.commands.common import DEFAULT_PRESET
-from cartridges_jax.errors import InputError
+from cartridges_jax.errors import InputError, StoppedError
 
 COMMANDS: dict[str, Any] = {
     "demo": demo,
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Any] = {
     "chat": chat,
     "info": info,
 }
+KEPT = "; what is finished is kept, the same command goes on"
 RESUMABLE = ("demo", "synthesize", "train", "evaluate")
 
 
@@ -109,9 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except StoppedError as error:
+        print(f"\n{error}{KEPT}", file=sys.stderr)
+        return 143  # as a shell says it of SIGTERM
     except KeyboardInterrupt:
-        kept = "; what is finished is kept, the same command goes on"
-        print(f"\nstopped{kept if argv[0] in RESUMABLE else ''}", file=sys.stderr)
+        print(f"\nstopped{KEPT if argv[0] in RESUMABLE else ''}", file=sys.stderr)
         return 130
     return 0
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from etils import epath
 
-from cartridges_jax.errors import InputError
+from cartridges_jax.errors import DiskError, InputError
 
 _TEMPORARY = ".tmp-"  # followed by the host and the id of the process that writes
 _HOST = re.sub(r"[^\w.]", "", os.uname().nodename) or "host"
@@ -92,7 +92,7 @@ def writing(path: epath.PathLike) -> Iterator[None]:
     """What writes a file, or a library that does: a disk that takes no more is one sentence.
 
     Raises:
-      InputError: if the disk is full or fails; what was written under a temporary name is removed.
+      DiskError: if the disk is full or fails; what was written under a temporary name is removed.
     """
     path = epath.Path(path)
     try:
@@ -103,7 +103,7 @@ def writing(path: epath.PathLike) -> Iterator[None]:
             raise
         temporary_name(path).unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free / 2**20
-        raise InputError(
+        raise DiskError(
             f"cannot write {path}: {reason} ({free:,.1f} MiB are free there); make room and run "
             "the same again, what is finished is kept"
         ) from error

@@ -75,6 +75,10 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the files."""
         with contextlib.suppress(OSError):  # of a full disk `write` has told
             self._file.close()
             if self._events is not None:

@@ -62,6 +62,11 @@ def make_mesh(
     )
 
 
+def most_that_divide(rows: int, devices: int) -> int:
+    """The largest number of devices, of so many, that rows can be shared out to evenly."""
+    return next(n for n in range(max(devices, 1), 0, -1) if rows % n == 0)
+
+
 def local_mesh() -> Mesh:
     """Returns the 1x1 mesh of this process's first device: the library's default."""
     return make_mesh(1, 1, jax.local_devices())

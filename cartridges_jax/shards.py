@@ -10,6 +10,7 @@ not grow with the units that there are.
 
 import bisect
 import collections
+import contextlib
 import hashlib
 import itertools
 import json
@@ -18,19 +19,21 @@ import pathlib
 import re
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 
-from cartridges_jax import files
-from cartridges_jax.config import first_difference
+from cartridges_jax import distributed, files
+from cartridges_jax.config import digest, first_difference
 from cartridges_jax.errors import InputError
+from cartridges_jax.metrics import progress
 
 PACK_RECORDS, PACK_UNITS = 1024, 256  # so many in files of their own become one file
 OPEN_FILES = 32
+EXCHANGED = 16  # units that a process gives others at a time
 _WRITER_OPTIONS = "group_size:1,zstd:3"  # every record can be read on its own
 
 
@@ -235,6 +238,31 @@ class ShardSet:
         self._take(entry)
         self._listed += len(data)
 
+    def exchange(self, wanted: Mapping[int, str] | None = None) -> None:
+        """Hands units to the processes whose disks lack them; all processes call it together.
+
+        Args:
+          wanted: the `source` that each unit should have; None for any.
+        """
+        self.refresh()
+        while True:
+            own = [
+                index
+                for index, unit in sorted(self.units.items())
+                if wanted is None or unit.get("source") == wanted.get(index)
+            ]
+            held = [set(json.loads(x)) for x in distributed.from_all(json.dumps(own).encode())]
+            lacking = sorted(set.union(*held) - set.intersection(*held))
+            if not lacking:
+                return
+            giver = {i: next(p for p, has in enumerate(held) if i in has) for i in lacking}
+            mine = [i for i in lacking if giver[i] == distributed.index()][:EXCHANGED]
+            parcel = _parcel([(i, self.units[i], self.records(i)) for i in mine])
+            for other in distributed.from_all(parcel):
+                for index, facts, records in _opened(other):
+                    if index not in own:
+                        self.write(index, records, **facts)
+
     # ---- reading
 
     def refresh(self) -> None:
@@ -317,6 +345,35 @@ class ShardSet:
             )
         return records
 
+    def check(self) -> None:
+        """Reads all units once; not again for as long as their files stay as they are.
+
+        What was found is remembered in the user's cache by the files' sizes and dates.
+
+        Raises:
+          InputError: if a unit is missing, or not what was written.
+        """
+        names = sorted(
+            {place.file for i, place in self._places.items() if self.units[i]["records"]}
+        )
+        try:
+            stats = [pathlib.Path(self.folder / name).stat() for name in names]
+        except FileNotFoundError as error:
+            raise InputError(f"{error.filename} is listed in the manifest but missing") from error
+        seen = [[n, s.st_size, s.st_mtime_ns] for n, s in zip(names, stats, strict=True)]
+        known = files.cache_folder("checked")
+        key = digest([os.fspath(self.folder.resolve()), self.fingerprint, seen])
+        if known is not None and (known / key).exists():
+            return
+        bar = progress(len(self.units), "check", "unit")
+        for index in sorted(self.units):
+            self.records(index)
+            bar.update()
+        bar.close()
+        if known is not None:
+            with contextlib.suppress(OSError, InputError):  # it only costs the next start the time
+                files.write_bytes(known / key, b"")
+
     def rows(self, index: int, first: int, last: int) -> list[bytes]:
         """Reads some records of a unit, without a look at its hash; errors as in `records`."""
         for refreshes in (True, False):
@@ -372,6 +429,24 @@ class _Readers:
             if reader.num_records() < stop:
                 raise IndexError(f"it holds {reader.num_records()} records, {stop} expected")
             return reader.read(start, stop)
+
+
+def _parcel(units: Sequence[tuple[int, dict[str, Any], list[bytes]]]) -> bytes:
+    """Units as bytes: what the manifest says of each, its records' lengths, and these."""
+    told = [[index, facts, list(map(len, records))] for index, facts, records in units]
+    head = json.dumps(told).encode()
+    return b"".join([len(head).to_bytes(8, "little"), head, *(r for u in units for r in u[2])])
+
+
+def _opened(parcel: bytes) -> Iterator[tuple[int, dict[str, Any], list[bytes]]]:
+    """The inverse of `_parcel`."""
+    at = 8 + int.from_bytes(parcel[:8], "little")
+    for index, facts, lengths in json.loads(parcel[8:at]):
+        records = []
+        for length in lengths:
+            records.append(parcel[at : at + length])
+            at += length
+        yield index, {k: v for k, v in facts.items() if k not in ("records", "sha256")}, records
 
 
 def _hash(records: Sequence[bytes]) -> str:

@@ -24,20 +24,16 @@ from jax.sharding import PartitionSpec as P
 
 from cartridges_jax.attention import attention
 from cartridges_jax.attention.pallas_tpu.plan import Plan, make_plan, sizes_of_chip
+from cartridges_jax.distillation.config import TrainConfig
 from cartridges_jax.distillation.lm_head import gather_positions
 from cartridges_jax.distillation.loss import LossSums
 from cartridges_jax.models.config import ModelConfig
+from cartridges_jax.planning.compiler import Compiled, compile_train_step, slice_mesh
 from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT
 from experiments import kernel_traffic
 from experiments.model_shapes import LLAMA_3_1_8B, LLAMA_3_2_1B, LLAMA_3_2_3B, QWEN3_4B
 from experiments.record import write_result
-from experiments.tpu_compiler import (
-    Compiled,
-    compile_attention,
-    compile_loss,
-    compile_train_step,
-    slice_mesh,
-)
+from experiments.tpu_parts import compile_attention, compile_loss
 
 _OUT = flags.DEFINE_string("out", "experiments/results/kernel_memory.json", "Result file.")
 
@@ -179,7 +175,10 @@ def step_rows() -> list[dict[str, Any]]:
         measured({"program": "loss", "form": "logits of all tokens"},
                  functools.partial(loss, loss=of_all_tokens)),
     ]  # fmt: skip
-    step = functools.partial(compile_train_step, LLAMA_3_1_8B, mesh, **STEP, num_slots=SLOTS)
+    training = TrainConfig(
+        num_slots=SLOTS, rows_per_step=STEP["rows"], row_length=STEP["row_length"]
+    )
+    step = functools.partial(compile_train_step, LLAMA_3_1_8B, mesh, training)
     reference = functools.partial(attention, implementation="reference")
     blocked = functools.partial(attention, implementation="blocked")
     loss_of_step = "cartridges_jax.distillation.step.distillation_loss"

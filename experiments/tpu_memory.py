@@ -17,14 +17,14 @@ from absl import app, flags
 
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.weights import Quantization
-from experiments.model_shapes import LLAMA_3_1_8B, LLAMA_3_1_70B, QWEN3_32B
-from experiments.record import write_result
-from experiments.tpu_compiler import (
+from cartridges_jax.planning.compiler import (
     Compiled,
     compile_decode,
     compile_prefill,
     slice_mesh,
 )
+from experiments.model_shapes import LLAMA_3_1_8B, LLAMA_3_1_70B, QWEN3_32B
+from experiments.record import write_result
 
 _OUT = flags.DEFINE_string("out", "experiments/results/tpu_memory.json", "Result file.")
 

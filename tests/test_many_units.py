@@ -12,7 +12,7 @@ from etils import epath
 from cartridges_jax.corpus import Chunk, read_corpus
 from cartridges_jax.corpus.tokens import CorpusTokens
 from cartridges_jax.distillation import targets as targets_file
-from cartridges_jax.distillation.dataset import RowShape, packed_data
+from cartridges_jax.distillation.dataset import PackedData, RowShape
 from cartridges_jax.models.chat_template import Message
 from cartridges_jax.self_study.conversation import SHARDS, Conversation
 from cartridges_jax.self_study.run import write_units
@@ -96,9 +96,9 @@ def test_65536_conversations_are_written_scored_packed_and_resumed(tiny, tmp_pat
         assert len(watch.seconds) == UNITS + 1 and watch.is_flat(60 * 2**20)
 
         watch = Watch()
-        data = packed_data(targets, RowShape(512, 512), 8, seed=0)
+        data = PackedData(targets, RowShape(512, 512), 8, seed=0)
         assert data.num_conversations == UNITS * PER_UNIT
-        for _, batch in zip(range(400), data.batches, strict=False):
+        for _, batch in zip(range(400), data.batches(), strict=False):
             assert batch["token_ids"].shape == (8, 512)
             watch.step()
         assert watch.is_flat(60 * 2**20)

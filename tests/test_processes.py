@@ -1,8 +1,12 @@
 """Several processes over gloo stand for hosts: two of four devices do what one of eight does."""
 
+import json
 import os
 import pathlib
 import random
+import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +16,7 @@ import numpy as np
 import pytest
 
 from cartridges_jax.cartridge import Cartridge
+from cartridges_jax.metrics import read_metrics
 from cartridges_jax.shards import ShardSet
 from tests.conftest import TEST_MODEL, document_named
 
@@ -23,16 +28,23 @@ TRAINING = ("--num_slots=8", "--num_steps=6", "--rows_per_step=8", "--row_length
             "--checkpoint_every=2", "--learning_rate=0.02")  # fmt: skip
 
 
-@pytest.fixture
-def corpus(tmp_path):
+def write_corpus(folder):
     document = document_named("targets")
-    path = tmp_path / "text.md"
+    path = folder / "text.md"
     path.write_text(f"# {document.title}\n\n{document.text}")
     return path
 
 
-def begin(command, processes, devices):
-    """Starts a command in some processes of a job."""
+@pytest.fixture
+def corpus(tmp_path):
+    return write_corpus(tmp_path)
+
+
+def begin(command, processes, devices, folders=None, differing=()):
+    """Starts a command in some processes of a job.
+
+    `folders` are theirs to work in, `differing` the flags that the last one has beside others.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -44,7 +56,9 @@ def begin(command, processes, devices):
         argv = [sys.executable, "-m", "cartridges_jax.cli", *command, f"--model={TEST_MODEL}"]
         argv += ["--dtype=float32", *([*job, f"--process_id={i}"] if processes > 1 else [])]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(argv, env=env, **pipes))
+        argv += differing if i == processes - 1 else []
+        folder = None if folders is None else folders[i]
+        started.append(subprocess.Popen(argv, env=env, cwd=folder, **pipes))
     return started
 
 
@@ -72,32 +86,55 @@ def test_a_study_that_loses_a_process(tmp_path, corpus):
 
 
 @pytest.mark.full
-def test_training_that_is_killed_ends_with_the_same_bits(tmp_path, corpus):
-    data = tmp_path / "data"
-    run(["synthesize", f"--corpus={corpus}", *STUDY, f"--out={data}"])
-    train = ["train", f"--corpus={corpus}", f"--data={data}", *TRAINING, "--mesh_data=8"]
+def test_training_that_is_stopped_ends_with_the_same_bits(tmp_path, corpus, study):
+    """Killed, or told to stop, which saves at once: all processes at the same step."""
+    train = ["train", f"--corpus={corpus}", f"--data={study}", *TRAINING, "--num_steps=40"]
     run([*train, f"--out={tmp_path / 'whole'}"], 2, 4)
     rng = random.Random(1)
-    for steps in (1, 3):  # lines of metrics, and a moment
+    for turn in range(4):
         started = begin([*train, f"--out={tmp_path / 'killed'}"], 2, 4)
         log = tmp_path / "killed" / "metrics.jsonl"
-        while not log.exists() or len(log.read_text().splitlines()) < steps:
+        done = 0 if not log.exists() else len(log.read_text().splitlines())
+        goal = done + rng.randrange(1, 6)
+        while not log.exists() or len(log.read_text().splitlines()) < goal:
             assert all(one.poll() is None for one in started)
-            time.sleep(0.02)
-        time.sleep(rng.uniform(0, 0.3))
-        kill(rng.sample(started, 2))
+            time.sleep(0.01)
+        if turn % 2:
+            kill(rng.sample(started, 2))
+        else:
+            rng.choice(started).send_signal(signal.SIGTERM)  # one of them is told
+            said = [one.communicate(timeout=100)[0] for one in started]
+            assert [one.returncode for one in started] == [143, 143], said
+            assert "stopped: " in said[0] and "the same command goes on" in said[0]
+            assert int(re.findall(r"at step (\d+)", said[0])[-1]) >= goal
     run([*train, f"--out={tmp_path / 'killed'}"], 2, 4)
-    whole, killed = (
-        Cartridge.load(tmp_path / name / f"{name}.cartridge") for name in ("whole", "killed")
-    )
-    np.testing.assert_array_equal(whole.keys, killed.keys)
-    np.testing.assert_array_equal(whole.values, killed.values)
+    assert_same(tmp_path, "whole", "killed", atol=0)
 
 
-def run(command, processes=1, devices=1):
+@pytest.mark.full
+def test_a_run_goes_on_with_other_processes_and_another_mesh(tmp_path, corpus, study):
+    """It takes the same examples, wherever it is: losses and cartridge are those of one process."""
+    train = ["train", f"--corpus={corpus}", f"--data={study}", *TRAINING]
+    run([*train, f"--out={tmp_path / 'whole'}"], devices=1)
+    moving = f"--out={tmp_path / 'moving'}"
+    for steps, processes, devices, mesh in ((2, 2, 4, ["--mesh_model=2", "--fsdp"]), (4, 1, 1, [])):
+        started = begin([*train, moving, *mesh, "--checkpoint_every=1"], processes, devices)
+        folder = tmp_path / "moving" / "checkpoints"
+        while not (folder / str(steps)).exists():
+            assert all(one.poll() is None for one in started), started[0].communicate()
+            time.sleep(0.01)
+        kill(started)
+    run([*train, moving, "--checkpoint_every=1"], 4, 2)
+    logs = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "moving")]
+    losses = [[row["loss"] for row in log] for log in logs]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    assert_same(tmp_path, "whole", "moving", atol=1e-4)  # six steps of Adam on four meshes
+
+
+def run(command, processes=1, devices=1, folders=None):
     """Runs it to its end; returns what each process said."""
     said = []
-    started = begin(command, processes, devices)
+    started = begin(command, processes, devices, folders)
     try:
         for one in started:
             said.append(one.communicate(timeout=400)[0])
@@ -109,6 +146,20 @@ def run(command, processes=1, devices=1):
     return said
 
 
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Conversations about the corpus."""
+    folder = tmp_path_factory.mktemp("study")
+    run(["synthesize", f"--corpus={write_corpus(folder)}", *STUDY, f"--out={folder / 'data'}"])
+    return folder / "data"
+
+
+def assert_same(folder, first, second, atol=1e-5):
+    one, two = (Cartridge.load(folder / name / f"{name}.cartridge") for name in (first, second))
+    np.testing.assert_allclose(one.keys, two.keys, rtol=0, atol=atol)
+    np.testing.assert_allclose(one.values, two.values, rtol=0, atol=atol)
+
+
 def test_processes_write_the_conversations_that_one_writes(tmp_path, corpus):
     study = ["synthesize", f"--corpus={corpus}", *STUDY]
     run([*study, f"--out={tmp_path / 'one'}"])
@@ -118,15 +169,107 @@ def test_processes_write_the_conversations_that_one_writes(tmp_path, corpus):
     assert set(one.units) == set(two.units) and one.fingerprint == two.fingerprint
 
 
-@pytest.mark.parametrize("fsdp", [pytest.param("--nofsdp", marks=pytest.mark.full), "--fsdp"])
-def test_processes_train_the_cartridge_that_one_trains(tmp_path, corpus, fsdp):
-    data = tmp_path / "data"
-    run(["synthesize", f"--corpus={corpus}", *STUDY, f"--out={data}"])
-    train = ["train", f"--corpus={corpus}", f"--data={data}", *TRAINING]
-    run([*train, f"--out={tmp_path / 'one'}", "--mesh_data=4", "--mesh_model=2"], devices=8)
-    run([*train, f"--out={tmp_path / 'two'}", "--mesh_data=4", "--mesh_model=2", fsdp], 2, 4)
-    one, two = (Cartridge.load(tmp_path / name / f"{name}.cartridge") for name in ("one", "two"))
-    np.testing.assert_allclose(one.keys, two.keys, atol=1e-5)
-    np.testing.assert_allclose(one.values, two.values, atol=1e-5)
-    lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+@pytest.mark.parametrize(
+    ("processes", "devices", "mesh"),
+    [
+        pytest.param(2, 4, ["--mesh_model=2"], marks=pytest.mark.full),
+        (2, 4, ["--mesh_model=2", "--fsdp"]),
+        pytest.param(4, 2, [], marks=pytest.mark.full),
+    ],
+)
+def test_processes_train_the_cartridge_that_one_trains(
+    tmp_path, corpus, study, processes, devices, mesh
+):
+    """Also where the targets are scored by all of them first."""
+    train = ["train", f"--corpus={corpus}", *TRAINING]
+    for name in ("one", "several"):
+        shutil.copytree(study, tmp_path / f"data-{name}")
+    one = [f"--data={tmp_path / 'data-one'}", f"--out={tmp_path / 'one'}"]
+    run([*train, *one, *mesh], devices=8)
+    several = [f"--data={tmp_path / 'data-several'}", f"--out={tmp_path / 'several'}"]
+    said = run([*train, *several, *mesh], processes, devices)
+    assert f"{processes} processes" in said[0] and "trained 8 slots" in said[0]
+    assert "trained" not in said[1]
+    assert_same(tmp_path, "one", "several")
+    lines = (tmp_path / "several" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 6  # of the first process alone
+
+
+@pytest.mark.full
+def test_disks_need_not_be_shared(tmp_path, corpus):
+    """Each process ends with all units; checkpoints and cartridge are the first one's."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    run(["synthesize", f"--corpus={corpus}", *STUDY, "--out=data"], 2, 1, folders)
+    run(["synthesize", f"--corpus={corpus}", *STUDY, f"--out={tmp_path / 'one'}"])
+    one = ShardSet.read(tmp_path / "one", "conversations")
+    for folder in folders:
+        theirs = ShardSet.read(folder / "data", "conversations")
+        assert set(theirs.units) == set(one.units) and theirs.fingerprint == one.fingerprint
+    (folders[1] / "data" / "conversations.manifest.jsonl").unlink()  # a disk that was lost
+    run(["synthesize", f"--corpus={corpus}", *STUDY, "--out=data"], 2, 1, folders)
+    train = ["train", f"--corpus={corpus}", "--data=data", *TRAINING, "--out=run"]
+    run([*train, "--checkpoint_every=3"], 2, 4, folders)
+    one_disk = [f"--data={tmp_path / 'one'}", f"--out={tmp_path / 'run'}"]
+    run(["train", f"--corpus={corpus}", *TRAINING, *one_disk], devices=8)
+    (tmp_path / "first" / "run").rename(tmp_path / "apart")
+    (tmp_path / "apart" / "run.cartridge").rename(tmp_path / "apart" / "apart.cartridge")
+    assert_same(tmp_path, "run", "apart")
+    assert not (folders[1] / "run" / "checkpoints").exists()
+
+
+@pytest.mark.full
+def test_processes_train_many_cartridges(tmp_path, corpus, study):
+    """Their places are split over the devices of all processes."""
+    for name in ("one", "two"):
+        lines = [
+            {
+                "corpus": str(corpus),
+                "data": str(study),
+                "out": str(tmp_path / f"{name}{i}"),
+                "seed": i,
+            }
+            for i in range(5)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = [*TRAINING, "--rows_per_step=2", "--at_once=4"]
+    run(["train", f"--jobs={tmp_path / 'one.jsonl'}", *options], devices=4)
+    run(["train", f"--jobs={tmp_path / 'two.jsonl'}", *options], 2, 2)
+    for i in range(5):
+        assert_same(tmp_path, f"one{i}", f"two{i}")
+
+
+@pytest.mark.full
+def test_evaluation_and_demo_in_several_processes(tmp_path, corpus, study):
+    """The first process answers and reports; what is scored is shared out."""
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "Where is it?", "answers": ["here"]}\n')
+    train = ["train", f"--corpus={corpus}", f"--data={study}", *TRAINING]
+    run([*train, f"--out={tmp_path / 'run'}"], devices=8)
+    held_out = tmp_path / "held_out"
+    run(["synthesize", f"--corpus={corpus}", *STUDY, "--seed=1", f"--out={held_out}"])
+    evaluate = [
+        "evaluate", f"--cartridge={tmp_path / 'run' / 'run.cartridge'}", f"--corpus={corpus}",
+        f"--questions={questions}", f"--held_out={held_out}", "--answer_max_tokens=8",
+    ]  # fmt: skip
+    results = []
+    for name, processes in (("two", 2), ("one", 1)):
+        said = run([*evaluate, f"--out={tmp_path / name}"], processes)
+        assert "report: " in said[0] and not any("report: " in words for words in said[1:])
+        found = json.loads((tmp_path / name / "results.json").read_text())
+        results.append(found)
+    assert results[0]["arms"] == results[1]["arms"]
+    demo = ["demo", f"--corpus={corpus}", "--num_slots=8", "--num_conversations=8",
+            "--num_steps=2", "--throughput_batch=0"]  # fmt: skip
+    said = run([*demo, f"--out={tmp_path / 'demo'}"], 2)
+    assert "Report:" in said[0] and "Report:" not in said[1]
+    assert (tmp_path / "demo" / "report.html").exists()
+
+
+def test_processes_that_were_started_differently_are_told(tmp_path, corpus):
+    study = ["synthesize", f"--corpus={corpus}", *STUDY, f"--out={tmp_path}"]
+    started = begin([*study, "--seed=0"], 2, 1, differing=["--seed=1"])
+    said = [one.communicate(timeout=100)[0] for one in started]
+    assert all("the study differs between the processes" in words for words in said), said
+    assert [one.returncode for one in started] == [2, 2]

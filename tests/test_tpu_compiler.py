@@ -9,14 +9,15 @@ import pytest
 
 pytest.importorskip("libtpu", reason="the extra `tpu` is not installed: no TPU compiler")
 
-from experiments.model_shapes import LLAMA_3_2_1B
-from experiments.tpu_compiler import (
+from cartridges_jax.distillation.config import TrainConfig
+from cartridges_jax.planning.compiler import (
     compile_decode,
-    compile_loss,
     compile_prefill,
     compile_train_step,
     slice_mesh,
 )
+from experiments.model_shapes import LLAMA_3_2_1B
+from experiments.tpu_parts import compile_loss
 
 GIB = 2**30
 
@@ -30,7 +31,10 @@ def mesh():
 def test_a_training_step_of_a_1b_model_fits_16_chips(mesh, fsdp):
     """32,768 tokens a step, 2,048 slots, bfloat16 base, float32 slots: under 16 GiB a v5e chip."""
     step = compile_train_step(
-        LLAMA_3_2_1B, mesh, rows=16, row_length=2048, num_slots=2048, fsdp=fsdp
+        LLAMA_3_2_1B,
+        mesh,
+        TrainConfig(num_slots=2048, rows_per_step=16, row_length=2048),
+        fsdp=fsdp,
     )
     assert (0.5 if fsdp else 1.0) * GIB < step.hbm_bytes < 16 * GIB, f"{step.hbm_bytes / GIB:.2f}"
     assert "all-reduce" in step.text  # the prefix gradient is summed over rows

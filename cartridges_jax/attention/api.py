@@ -66,6 +66,10 @@ def attention(
     heads, query_heads = head_axis(K), query_axis(N, K)
     queries = P(DATA, None, query_heads, None)
     keys = P(DATA, heads, None, None) if as_cached else P(DATA, None, heads, None)
+    if prefix is not None and prefix[1].ndim == 4 and len(prefix[1]) == 1:  # one group: all rows
+        prefix = prefix[0][0], prefix[1][0]
+        if mask.prefix_length is not None:
+            mask = mask._replace(prefix_length=jnp.reshape(mask.prefix_length, ()))
     in_groups = prefix is not None and prefix[1].ndim == 4
     slots = P(DATA, *keys[1:]) if in_groups else P(*keys[1:])
     if prefix is None:

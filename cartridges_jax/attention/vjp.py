@@ -39,9 +39,7 @@ def in_groups_of_rows(run: Callable[..., Any], rows: Rows, *of_rows: Any, scale:
     found = jax.lax.map(
         lambda group: run(*group, scale=scale), (each, *jax.tree.map(split, of_rows))
     )
-    return tuple(
-        x if i >= 3 else x.reshape(B, *x.shape[2:]) for i, x in enumerate(found)
-    )
+    return tuple(x if i >= 3 else x.reshape(B, *x.shape[2:]) for i, x in enumerate(found))
 
 
 def _passes(implementation: str) -> tuple[Callable[..., Attended], Callable[..., Any]]:

@@ -23,4 +23,4 @@ def run(values: flags.FlagValues) -> None:
     from cartridges_jax.chat import chat
 
     cartridge = Cartridge.load(values.cartridge)
-    chat(common.load_model(values), cartridge, values.max_tokens, values.temperature)
+    chat(common.load_model(values, rows=1), cartridge, values.max_tokens, values.temperature)

@@ -31,7 +31,11 @@ def define_model(values: flags.FlagValues) -> None:
         "org/name[@revision] or org/name[@revision]:FILE.gguf.",
     )
     flags.DEFINE_integer(
-        "mesh_data", 1, "Devices that share the rows of a batch.", flag_values=values
+        "mesh_data",
+        0,
+        "Devices that share the rows of a batch; 0 for all that mesh_model leaves, in training as "
+        "many of them as divide rows_per_step.",
+        flag_values=values,
     )
     flags.DEFINE_integer(
         "mesh_model", 1, "Devices that share one copy of the weights.", flag_values=values
@@ -100,25 +104,58 @@ def join_processes(values: flags.FlagValues) -> None:
         distributed.start(values.coordinator, values.num_processes, values.process_id)
 
 
-def load_model(values: flags.FlagValues, spans_hosts: bool = False) -> "LanguageModel":
-    """Loads the model that the flags name, on this process's devices or on those of all."""
-    import jax
+def load_model(
+    values: flags.FlagValues, rows: int | None = None, spans_hosts: bool = False
+) -> "LanguageModel":
+    """Loads the model that the flags name.
 
+    Args:
+      values: the flags.
+      rows: that its devices must be able to share; None if any number is padded.
+      spans_hosts: whether it lives on the devices of all processes, or on this one's own.
+    """
     from cartridges_jax.loading import load_model
-    from cartridges_jax.sharding import make_mesh
 
-    devices = jax.devices() if spans_hosts else jax.local_devices()
-    rows = values.mesh_data
-    if not spans_hosts and jax.process_count() > 1:  # the part of the mesh that is here
-        rows = max(1, min(rows, len(devices) // max(1, values.mesh_model)))
     return load_model(
         values.model,
         dtype=None if values.dtype == "auto" else values.dtype,
-        mesh=make_mesh(rows, values.mesh_model, devices),
+        mesh=_mesh(values, rows, spans_hosts),
         quantization=values.quantization,
         fsdp=values.fsdp,
         template_options=dict(map(_template_option, values.template_option)),
     )
+
+
+def _mesh(values: flags.FlagValues, rows: int | None, spans_hosts: bool) -> Any:
+    """The mesh that the flags ask for, told in a line where there is more than one device."""
+    import jax
+
+    from cartridges_jax import distributed, sharding
+
+    devices = jax.devices() if spans_hosts else jax.local_devices()
+    model = max(values.mesh_model, 1)
+    data = values.mesh_data
+    if not spans_hosts and distributed.count() > 1:  # the part of the mesh that is here
+        data = min(data, len(devices) // model)
+    if data == 0:
+        data = max(len(devices) // model, 1)
+        data = data if rows is None else sharding.most_that_divide(rows, data)
+    mesh = sharding.make_mesh(data, values.mesh_model, devices)
+    idle = len(devices) - mesh.size
+    why = f": a step of {rows} rows is shared by no more" if idle and not values.mesh_data else ""
+    if (
+        len({device.process_index for device in mesh.devices.flat})
+        < distributed.count() * spans_hosts
+    ):
+        why = why or "; raise mesh_data"
+        raise InputError(f"a mesh of {data} x {model} leaves out processes of this job{why}")
+    if len(devices) > 1 and distributed.is_primary():
+        print(
+            f"devices: {data} x {model} {devices[0].device_kind} (rows x weights)"
+            + (f", {idle} idle{why}" if idle else "")
+            + (f", {distributed.count()} processes" if spans_hosts else "")
+        )
+    return mesh
 
 
 def model_flags(values: flags.FlagValues) -> str:

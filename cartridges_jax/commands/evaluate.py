@@ -53,15 +53,15 @@ def run(values: flags.FlagValues) -> None:
     from cartridges_jax.evaluation.run import evaluate
 
     common.join_processes(values)
-    if not distributed.is_primary():
-        distributed.barrier("evaluated")
-        return
     cartridge = Cartridge.load(values.cartridge)
     documents = common.load_corpus(values)
     questions = load_questions(values.questions) if values.questions else []
     model = common.load_model(values)
     if values.held_out:
-        score_targets(model, values.held_out)
+        score_targets(model, values.held_out)  # by all processes; the rest is the first one's
+    if not distributed.is_primary():
+        distributed.barrier("evaluated")
+        return
     results = evaluate(
         model, cartridge, documents, values.out, questions, values.held_out or None,
         from_flags(config_class(), values), values.data or None,

@@ -13,13 +13,14 @@ from typing import Any
 
 from etils import epath
 
-from cartridges_jax import files, presets
+from cartridges_jax import distributed, files, presets
 from cartridges_jax.beginnings import Beginning
 from cartridges_jax.config import check_ranges, setting
 from cartridges_jax.corpus import Document, read_corpus
 from cartridges_jax.distillation.config import MAX_SEED, TrainConfig
+from cartridges_jax.distillation.job import cartridge_path
 from cartridges_jax.distillation.targets import score_targets
-from cartridges_jax.distillation.train import cartridge_path, train
+from cartridges_jax.distillation.train import train
 from cartridges_jax.errors import InputError
 from cartridges_jax.evaluation import report
 from cartridges_jax.evaluation.arms import CARTRIDGE, FULL_CONTEXT
@@ -66,12 +67,23 @@ class DemoConfig:
 
 
 def run_demo(
-    model: LanguageModel, out: str | os.PathLike[str], config: DemoConfig | None = None
+    model: LanguageModel,
+    out: str | os.PathLike[str],
+    config: DemoConfig | None = None,
+    trainer: LanguageModel | None = None,
 ) -> dict[str, Any]:
     """Runs all stages into `out` and prints the table; run again, it goes on where it was.
 
+    Args:
+      model: studies, answers, and is what is distilled.
+      out: folder for everything.
+      config: settings.
+      trainer: the same model on the devices of all processes, where there are several; the
+        cartridge is trained on it. None for `model`.
+
     Returns:
-      The results of the evaluation; the cartridge lies where `demo_cartridge` says.
+      The results of the evaluation, of the first process alone; the cartridge lies where
+      `demo_cartridge` says.
 
     Raises:
       InputError: on settings or a corpus that cannot work.
@@ -81,11 +93,14 @@ def run_demo(
     folder = files.output_folder(out)
     corpus = read_corpus(config.corpus or DOCUMENT)
     documents = corpus.documents
-    print(*corpus.lines(), sep="\n")
+    if distributed.is_primary():
+        print(*corpus.lines(), sep="\n")
     asked = config.questions or ("" if config.corpus else os.fspath(QUESTIONS))
     questions = load_questions(asked) if asked else []
     _check_slots(model, documents, config)
-    _explain(model, documents, config)
+    if distributed.is_primary():
+        _explain(model, documents, config)
+    trainer = trainer or model
 
     shared = {"seed": config.seed}
     study = presets.preset(
@@ -107,10 +122,14 @@ def run_demo(
         config.preset,
         num_slots=config.num_slots,
         num_steps=config.num_steps,
-        rows_per_step=model.mesh.shape[DATA],
+        rows_per_step=trainer.mesh.shape[DATA],
         **shared,
     )
-    cartridge = train(model, documents, folder / "data", folder / name, settings)
+    score_targets(model, folder / "data")
+    cartridge = train(trainer, documents, folder / "data", folder / name, settings)
+    if not distributed.is_primary():
+        distributed.barrier("evaluated")
+        return {}
     results = evaluate(
         model,
         cartridge,
@@ -134,6 +153,7 @@ def run_demo(
     if not questions:
         print(NO_ANSWERS + "\n")
     print(f"Report:    {folder / 'report.html'}")
+    distributed.barrier("evaluated")
     return results
 
 

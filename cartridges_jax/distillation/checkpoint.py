@@ -1,8 +1,10 @@
 """Training checkpoints: trainable slots, optimizer moments and the data iterator, by Orbax.
 
 Only what changes is saved, so a checkpoint is four times the size of the cartridge (slots, two
-moments, the best slots so far). The settings are kept beside the checkpoints: a run goes on only
-with the ones it began with.
+moments, the best slots so far), and the first process alone writes and reads it: disks need not be
+shared, and a run may go on with other processes or another mesh. It is written while training goes
+on. The latest `KEEP` are kept, each with the best slots so far. The settings lie beside the
+checkpoints: a run goes on only with the ones it began with.
 """
 
 import json
@@ -10,12 +12,13 @@ import logging
 from typing import Any
 
 import jax
+import numpy as np
+import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
-from orbax.checkpoint import v1 as ocp
 
 from cartridges_jax import distributed, files
-from cartridges_jax.config import first_difference
+from cartridges_jax.config import digest, first_difference
 from cartridges_jax.errors import InputError
 
 KEEP = 2
@@ -34,8 +37,13 @@ class TrainingCheckpoints:
         Raises:
           InputError: if the folder holds a run with other inputs; the difference is named.
         """
+        self._folder = folder.resolve()
+        distributed.check_alike("the run", digest(inputs))
+        distributed.by_primary(lambda: self._open(json.loads(json.dumps(inputs))))
+
+    def _open(self, inputs: dict[str, Any]) -> None:
+        folder = self._folder
         settings = folder / "inputs.json"
-        inputs = json.loads(json.dumps(inputs))
         if settings.exists():
             try:
                 saved = json.loads(settings.read_text())
@@ -47,52 +55,83 @@ class TrainingCheckpoints:
                     f"{folder} holds a run with {difference}; choose another folder or remove this "
                     "one"
                 )
-        distributed.barrier("checkpoints looked for")
-        if distributed.is_primary() and not settings.exists():
+        else:
             folder.mkdir(parents=True, exist_ok=True)
             files.write_json(settings, inputs)
-        distributed.barrier("checkpoints begun")
         # Orbax tells every step at INFO, and an error, which it raises too, once for each thread.
         absl_logging.set_verbosity(absl_logging.FATAL)
         logging.getLogger("orbax").setLevel(logging.CRITICAL)
-        # Orbax declares its policies against a protocol that they do not match in types.
-        policies: Any = ocp.training
-        self._checkpointer = ocp.training.Checkpointer(
-            folder.resolve(),
-            save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.preservation_policies.LatestN(KEEP),
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEEP,
+            create=False,
             cleanup_tmp_directories=True,
+            multiprocessing_options=alone,
         )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> "TrainingCheckpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        with files.writing(self._checkpointer.directory):
-            self._checkpointer.close()
+        self.close()
+
+    def close(self) -> None:
+        """Waits until what was saved is on the disk."""
+        if distributed.is_primary():
+            with files.writing(self._folder / "checkpoint"):
+                self._manager.close()
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Saves a pytree of arrays and, JSON-able, what else the loop needs to go on."""
-        leaves = {str(i): x for i, x in enumerate(jax.tree.leaves(state))}
-        with files.writing(self._checkpointer.directory):
-            self._checkpointer.save(step, leaves, custom_metadata=progress)
+        """Begins to save a pytree of arrays and, JSON-able, what else the loop needs to go on.
+
+        The arrays may be used for something else at once. What goes wrong is told by the next call.
+        """
+        leaves = {
+            str(i): np.array(distributed.whole(x)) for i, x in enumerate(jax.tree.leaves(state))
+        }
+        if not distributed.is_primary():
+            return
+        both = ocp.args.Composite(
+            state=ocp.args.StandardSave(leaves), progress=ocp.args.JsonSave(progress)
+        )
+        with files.writing(self._folder / "checkpoint"):
+            self._manager.save(step, args=both, force=True)
 
     def restore(self, like: Any) -> tuple[int, Any, Any] | None:
         """Returns (step, state, progress) of the latest checkpoint, shaped and placed as `like`."""
-        latest = self._checkpointer.latest
-        if latest is None:
-            return None
         leaves, structure = jax.tree.flatten(like)
+        found = distributed.by_primary(lambda: self._read(leaves))
+        told = distributed.from_all(b"" if found is None else json.dumps(found[0]).encode())[0]
+        if not told:
+            return None
+        step, progress = json.loads(told)
+        arrays = found[1] if found else [np.zeros(x.shape, x.dtype) for x in leaves]
+        arrays = distributed.from_primary(arrays)
+        placed = [_placed_as(old, np.asarray(new)) for old, new in zip(leaves, arrays, strict=True)]
+        return step, jax.tree.unflatten(structure, placed), progress
+
+    def _read(self, leaves: list[Any]) -> tuple[Any, list[np.ndarray]] | None:
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        shapes = {str(i): np.zeros(x.shape, x.dtype) for i, x in enumerate(leaves)}
+        wanted = ocp.args.Composite(
+            state=ocp.args.StandardRestore(shapes), progress=ocp.args.JsonRestore()
+        )
         try:
-            saved = self._checkpointer.load(latest, {str(i): x for i, x in enumerate(leaves)})
-            progress = self._checkpointer.metadata(latest).custom_metadata
-            if not progress:  # `save` always writes it
-                raise ValueError("its metadata is gone or damaged")
-        except (ValueError, KeyError, OSError) as error:
-            where = f"{self._checkpointer.directory}/{latest.step}"
+            saved = self._manager.restore(step, args=wanted)
+            if not saved["progress"]:  # `save` always writes it
+                raise ValueError("its progress is gone")
+        except Exception as error:  # Orbax and TensorStore have many kinds
             raise InputError(
-                f"the checkpoint {where} cannot be read; remove it to go on from the one before "
-                f"({str(error).splitlines()[0]})"
+                f"the checkpoint {self._folder}/{step} cannot be read; remove it to go on from the "
+                f"one before ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
             ) from error
-        state = jax.tree.unflatten(structure, [saved[str(i)] for i in range(len(leaves))])
-        return latest.step, state, progress
+        return (step, saved["progress"]), [saved["state"][str(i)] for i in range(len(leaves))]
+
+
+def _placed_as(like: Any, array: np.ndarray) -> Any:
+    if not isinstance(like, jax.Array) or not like.ndim:
+        return array  # numbers lie where they are used
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])

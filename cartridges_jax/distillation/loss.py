@@ -46,7 +46,7 @@ class Targets(NamedTuple):
 
 
 class LossSums(NamedTuple):
-    """Sums over the target positions of each row: of loss and divergence, in nats, and their number.
+    """Sums over each row's target positions: of loss and divergence, in nats; and their number.
 
     The divergence is the loss plus the teacher's sum of p log p over what the loss counts; without
     the rest of the vocabulary ("top_j") a good student's may be a little below 0.

@@ -7,6 +7,7 @@ where records are read (`LossOn`). Targets always come from our own forward pass
 may come from any server.
 """
 
+import collections
 import functools
 import os
 from collections.abc import Sequence
@@ -103,7 +104,7 @@ def score_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSe
     """Scores every conversation of folder `data` that has no targets yet; `model` is the teacher.
 
     Several processes divide the units by index, each with a model on its own devices, and wait for
-    each other.
+    each other. Where each has a disk of its own, all end with all units.
 
     Raises:
       InputError: if there are no conversations, they do not fit the model's window, or there are
@@ -118,26 +119,42 @@ def score_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSe
         "top_j": TOP_J,
         "targets_on": TARGETS_ON,
     }
+    distributed.check_alike("what is scored", digest([inputs, conversations.fingerprint]))
     sources = {index: unit["sha256"] for index, unit in conversations.units.items()}
     if ShardSet.exists(folder, SHARDS):
         found = ShardSet.read(folder, SHARDS)
-        if found.inputs == inputs and sources == {i: s["source"] for i, s in found.units.items()}:
+        done = sources == {i: s["source"] for i, s in found.units.items()}
+        if distributed.everywhere(done and found.inputs == inputs):
             return found  # perhaps of a folder that may only be read
+    else:
+        distributed.everywhere(False)
     targets = ShardSet.open(files.output_folder(folder), SHARDS, inputs)
     writer = conversations.inputs.get("model")
     keeps = isinstance(writer, dict) and writer.get("tokenizer") == model.identity["tokenizer"]
     bar = progress(conversations.num_records, "score", "conv", targets.num_records)
-    for index, source in sorted(sources.items()):
-        if not distributed.is_mine(index) or targets.units.get(index, {}).get("source") == source:
-            continue
-        told = load_conversations(conversations, index)
-        records = _score_unit(model, told if keeps else [one.as_text() for one in told])
-        targets.write(index, records, source=source, **row_sizes(records))
-        bar.update(len(records))
+    shared = distributed.disk_is_shared(targets.folder)
+    if not shared:
+        targets.exchange(sources)
+
+    def missing() -> list[int]:
+        return [
+            i for i, s in sorted(sources.items()) if targets.units.get(i, {}).get("source") != s
+        ]
+
+    mine = collections.deque(index for index in missing() if distributed.is_mine(index))
+    while mine or missing():
+        if mine:
+            index = mine.popleft()
+            told = load_conversations(conversations, index)
+            records = _score_unit(model, told if keeps else [one.as_text() for one in told])
+            targets.write(index, records, source=sources[index], **row_sizes(records))
+            bar.update(len(records))
+        elif shared:
+            distributed.wait_for_others()
+            targets.refresh()
+        if not shared:
+            targets.exchange(sources)
     bar.close()
-    while any(targets.units.get(i, {}).get("source") != s for i, s in sources.items()):
-        distributed.wait_for_others()
-        targets.refresh()
     return targets
 
 

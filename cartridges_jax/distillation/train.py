@@ -1,59 +1,49 @@
-"""The distillation loop: trains the slots of a cartridge against the teacher's targets.
+"""The distillation loop: trains the slots of cartridges against the teacher's targets.
 
-Takes `targets-*`, hands on checkpoints and a `.cartridge`; `step.py` is what it repeats. A run that
-was stopped goes on from its last checkpoint and ends with the same bits.
+Takes `targets-*`, hands on checkpoints and a `.cartridge`; `step.py` is what it repeats, `job.py`
+what belongs to one cartridge. Several cartridges may share the steps: each has a place in them
+until it is done, and the next one that waits takes the place. A run that was stopped goes on from
+its last checkpoints and ends with the same bits.
 
-Time of a step grows with rows * T * (weights + L * N * H * (p + T)); see the modules of the
-attention and the loss for memory.
+The host works ahead: while devices compute a step, the rows of the next are packed, and the figures
+of the one before are read and written. Time of a step grows with rows * T * (weights + L * N * H *
+(p + T)); see the modules of the attention and the loss for memory.
 """
 
-import dataclasses
-import datetime
+import collections
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from etils import epath
-from flax import nnx
+from jax.sharding import NamedSharding
 
-from cartridges_jax import distributed, files, initializers
-from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
-from cartridges_jax.config import check_ranges, first_difference
-from cartridges_jax.corpus import Document, corpus_identity
-from cartridges_jax.distillation import targets as targets_file
-from cartridges_jax.distillation.checkpoint import TrainingCheckpoints
+from cartridges_jax import distributed
+from cartridges_jax.cartridge import Cartridge
+from cartridges_jax.corpus import Document
 from cartridges_jax.distillation.config import TrainConfig
-from cartridges_jax.distillation.dataset import packed_data
-from cartridges_jax.distillation.step import make_optimizer, make_train_step, place_batch
-from cartridges_jax.errors import InputError
+from cartridges_jax.distillation.job import Job, Training, check_rows_are_shared
+from cartridges_jax.distillation.step import (
+    PARTS,
+    graph_of,
+    make_train_step,
+    no_cartridges,
+    place_batch,
+    put,
+    taken,
+)
+from cartridges_jax.errors import DiskError, InputError, StoppedError
 from cartridges_jax.language_model import LanguageModel
-from cartridges_jax.metrics import MetricsLog, progress
-from cartridges_jax.self_study import conversation
+from cartridges_jax.metrics import progress
 from cartridges_jax.sharding import DATA
-from cartridges_jax.shards import ShardSet
 
-
-def initialize_cartridge(
-    model: LanguageModel, documents: Sequence[Document], config: TrainConfig
-) -> Cartridge:
-    """Makes the untrained cartridge that `config` asks for, in float32."""
-    slots, frozen = config.num_slots, config.num_frozen
-    match config.initializer:
-        case "first_tokens":
-            made = initializers.first_tokens(model, documents, slots, frozen)
-        case "sampled_spans":
-            made = initializers.sampled_spans(model, documents, slots, frozen, config.seed)
-        case "text":
-            made = initializers.given_text(model, config.init_text, slots, frozen)
-        case "random":
-            made = initializers.random_vectors(model, documents, slots, frozen, config.seed)
-    return Cartridge(
-        made.keys.astype(jnp.float32), made.values.astype(jnp.float32), num_frozen=frozen
-    )
+# What cartridges that share their steps must have in common: the shapes and the loss of a step.
+SHARED = (
+    "num_frozen", "rows_per_step", "rows_at_once", "row_length", "loss", "labels",
+)  # fmt: skip
 
 
 def train(
@@ -68,238 +58,255 @@ def train(
 
     Args:
       model: the frozen base.
-      documents: the corpus, for the initialiser and the provenance.
-      data: folder with targets (or with conversations, which are scored first).
+      documents: the corpus; this and what follows are as in `Job`.
+      data: folder with targets, or with conversations.
       out: folder of checkpoints, metrics and the cartridge.
       config: settings.
-      validate: scores a cartridge, higher is better, such as the accuracy of generated answers;
-        called at every checkpoint. The cartridge with the highest score is the result: the loss
-        keeps falling after the answers have begun to get worse. None takes the last one.
+      validate: scores a cartridge, higher is better; None takes the last one.
 
     Returns:
       The trained cartridge, with its provenance.
 
     Raises:
       InputError: on settings or data that cannot work, or a folder begun with others.
+      StoppedError: if the process was told to stop; what is done is saved.
     """
-    config = config or TrainConfig()
-    _check(config, model)
-    folder = files.output_folder(out)
-    shards = open_targets(model, documents, data)
-    packed = packed_data(
-        shards, config.row_shape(), config.rows_per_step, config.seed, config.labels, config.loss_on
-    )
-    if config.num_slots + packed.longest > model.config.window:
-        raise InputError(
-            f"{config.num_slots} slots and a conversation of {packed.longest} tokens exceed the "
-            f"model's window of {model.config.window}; lower num_slots"
-        )
-    inputs = dataclasses.asdict(config) | {
-        "model": model.fingerprint,
-        "targets": shards.fingerprint,
-        "corpus": corpus_identity(documents),
-        "validated": validate is not None,
-    }
-    for name in ("preset", "rows_at_once"):  # change nothing but memory and time
-        del inputs[name]
-
-    # ---- state
-    optimizer = make_optimizer(config)
-    with jax.set_mesh(model.mesh):
-        cartridge = initialize_cartridge(model, documents, config)
-        graphdef, trainable, frozen = nnx.split(cartridge, TrainableSlot, FrozenSlot)
-        opt_state = optimizer.init(trainable)
-    train_step = make_train_step(graphdef, optimizer, config.loss)
-    iterator = iter(packed.batches)
-
-    def next_batch() -> dict[str, Any]:
-        with jax.set_mesh(model.mesh):
-            return place_batch(model.mesh, next(iterator), config.rows_at_once)
-
-    step, best, made = 0, {"step": 0, "score": None}, {}
-    best_slots = jax.tree.map(jnp.copy, trainable)
-
-    with TrainingCheckpoints(folder / "checkpoints", inputs) as checkpoints:
-        # ---- resume
-        restored = checkpoints.restore((trainable, opt_state, best_slots))
-        if restored is not None:
-            step, (trainable, opt_state, best_slots), made = restored
-            best = made["best"]
-            iterator.set_state(made["data"])
-
-        # ---- loop: the host prepares the next rows and reads the last figures while devices work
-        with _Figures(folder, config, step) as figures:
-            batch = next_batch() if step < config.num_steps else None
-            while batch is not None:
-                with jax.set_mesh(model.mesh):
-                    trainable, opt_state, means = train_step(
-                        trainable, opt_state, frozen, model.transformer, batch
-                    )
-                step += 1
-                saving = step % config.checkpoint_every == 0 or step == config.num_steps
-                read = iterator.get_state() if saving else None
-                batch = next_batch() if step < config.num_steps else None
-                figures.take(step, means)
-                if not saving:
-                    continue
-                figures.read()
-                score = None
-                if validate is not None:
-                    score = validate(nnx.merge(graphdef, trainable, frozen))
-                    if not np.isfinite(score):
-                        raise InputError(f"validate scored {score} at step {step}")
-                if best["score"] is None or (score is not None and score >= best["score"]):
-                    best = {"step": step, "score": score}
-                    best_slots = jax.tree.map(jnp.copy, trainable)
-                figures.write(score)
-                made = {"best": best, "data": read, "date": _today()}
-                checkpoints.save(step, (trainable, opt_state, best_slots), made)
-
-    # ---- hand on
-    provenance = {
-        "model": model.identity,
-        "corpus": inputs["corpus"],
-        "data": {
-            "targets": shards.fingerprint,
-            "conversations": packed.num_conversations,
-            "dropped": packed.num_dropped,
-            "target_positions": packed.target_positions,
-        },
-        "settings": dataclasses.asdict(config),
-        "best": best,
-        "made": made["date"],
-    }
-    with jax.set_mesh(model.mesh):
-        slots = nnx.merge(graphdef, best_slots, frozen)
-        trained = Cartridge(
-            jnp.asarray(distributed.whole(slots.keys.astype(model.dtype))),
-            jnp.asarray(distributed.whole(slots.values.astype(model.dtype))),
-            num_frozen=slots.num_frozen,
-            next_position=slots.next_position,
-            provenance=provenance,
-        )
-    if not all(
-        np.isfinite(np.asarray(x, np.float32)).all() for x in (trained.keys, trained.values)
-    ):
-        raise InputError(f"the slots are not finite; lower learning_rate={config.learning_rate}")
-    if distributed.is_primary():
-        trained.save(cartridge_path(folder))
-    distributed.barrier("cartridge saved")
-    return trained
+    job = Job(documents, data, out, config or TrainConfig(), validate)
+    [made] = _Loop(model, [job], 1).run()
+    if isinstance(made, InputError):
+        raise made
+    return made
 
 
-class _Figures:
-    """The figures of each step, read when the next one is running, logged and shown."""
+def train_many(
+    model: LanguageModel, jobs: Sequence[Job], at_once: int = 0
+) -> list[Cartridge | InputError]:
+    """Trains a cartridge for each job, several in one step; goes on where it was begun before.
 
-    def __init__(self, folder: epath.Path, config: TrainConfig, step: int):
-        self._config = config
-        self._log = MetricsLog(folder, step) if distributed.is_primary() else None
-        self._bar = progress(config.num_steps, "train", "step", step)
-        self._step, self._means, self._values = step, None, {}
-        self._last = time.perf_counter()
+    Each job ends as if it had been trained alone, but for rounding, and leaves the same folder.
 
-    def take(self, step: int, means: dict[str, jax.Array]) -> None:
-        """Takes the figures of a step that may still be running; finishes those of the last."""
-        if self._means is None:  # a checkpoint was saved meanwhile, or there was no step
-            self._last = time.perf_counter()
-        self.read()
-        self.write()
-        self._step, self._means = step, means
+    Args:
+      model: the frozen base, resident for all.
+      jobs: what is to be trained; they may differ in all settings that are not in `SHARED`.
+      at_once: cartridges of a step, a multiple of the devices that share rows (each holds its part
+        of them), or 1, whose rows these devices share. 0 for as many as there are jobs, but at most
+        16 a device.
 
-    def read(self) -> None:
-        """Waits for the step that was taken.
-
-        Raises:
-          InputError: if its loss is not finite.
-        """
-        if self._means is None:
-            return
-        self._values = {name: float(value) for name, value in self._means.items()}
-        self._means = None
-        if not np.isfinite(self._values["loss"]):
-            raise InputError(
-                f"the loss is {self._values['loss']} at step {self._step}; lower learning_rate, "
-                f"which is {self._config.learning_rate}"
-            )
-        tokens = self._config.rows_per_step * self._config.row_length
-        now = time.perf_counter()
-        self._values["tokens_per_s"] = tokens / (now - self._last)
-        self._last = now
-
-    def write(self, score: float | None = None) -> None:
-        """Logs and shows what was read, once."""
-        if not self._values:
-            return
-        values = self._values if score is None else self._values | {"score": score}
-        if self._log is not None:
-            self._log.write(self._step, **values)
-        self._bar.update()
-        self._bar.set_postfix(kl=f"{values['kl']:.3f}", tok_s=f"{values['tokens_per_s']:.0f}")
-        self._values = {}
-
-    def __enter__(self) -> "_Figures":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-        if self._log is not None:
-            self._log.__exit__(*error)
-
-
-def _today() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-
-
-def _check(config: TrainConfig, model: LanguageModel) -> None:
-    """Raises `InputError` for settings that cannot work."""
-    check_ranges(config)
-    if not 0 <= config.num_frozen < config.num_slots:
-        raise InputError(
-            f"num_frozen is {config.num_frozen}; it must leave some of the {config.num_slots} "
-            "slots to train"
-        )
-    rows = model.mesh.shape[DATA]
-    for name in ("rows_per_step", "rows_at_once"):
-        if getattr(config, name) % rows:
-            raise InputError(
-                f"{name} {getattr(config, name)} is no multiple of the {rows} devices that share "
-                "rows (mesh_data)"
-            )
-    if config.rows_at_once and config.rows_per_step % config.rows_at_once:
-        raise InputError(
-            f"rows_at_once {config.rows_at_once} does not divide rows_per_step "
-            f"{config.rows_per_step}"
-        )
-
-
-def cartridge_path(folder: str | os.PathLike[str]) -> epath.Path:
-    """Where `train` puts the cartridge: the folder's own name with the ending .cartridge."""
-    path = files.local_path(folder)
-    return path / f"{path.resolve().name}.cartridge"
-
-
-def open_targets(
-    model: LanguageModel, documents: Sequence[Document], data: str | os.PathLike[str]
-) -> ShardSet:
-    """Opens the targets in `data`, scoring conversations that have none yet.
+    Returns:
+      The cartridges, in the order of the jobs; in place of one that could not be trained, why not.
 
     Raises:
-      InputError: if they are about other documents or were scored by another model.
+      InputError: if the jobs cannot share steps, or the folder of one is that of another.
+      StoppedError: if the process was told to stop; what is done is saved.
     """
-    folder = files.local_path(data)
-    given = corpus_identity(documents)
-    if ShardSet.exists(folder, conversation.SHARDS):
-        studied = ShardSet.read(folder, conversation.SHARDS).inputs.get("corpus")
-        difference = first_difference(studied, given, "corpus")
-        if difference:
-            raise InputError(f"the conversations in {folder} are about other text: {difference}")
-        return targets_file.score_targets(model, folder)
-    targets = ShardSet.read(folder, targets_file.SHARDS)
-    difference = first_difference(targets.inputs.get("model"), model.fingerprint, "model")
-    if difference:
-        raise InputError(f"the targets in {folder} were scored by another model: {difference}")
-    asked: dict[str, Any] = {"corpus": given, "targets_on": targets_file.TARGETS_ON}
-    difference = first_difference({name: targets.inputs.get(name) for name in asked}, asked)
-    if difference:
-        raise InputError(f"the targets in {folder} are not those asked for: {difference}")
-    return targets
+    if not jobs:
+        raise InputError("there is no job")
+    _check_shared(jobs)
+    devices = model.mesh.shape[DATA]
+    if at_once < 0 or (at_once > 1 and at_once % devices):
+        raise InputError(
+            f"at_once {at_once} is neither 1 nor a multiple of the {devices} devices that share "
+            "rows"
+        )
+    if not at_once:
+        at_once = min(-(-len(jobs) // devices), 16) * devices
+        if len(jobs) < devices:  # a device each would leave some idle; they share rows instead
+            at_once = 1
+    return _Loop(model, jobs, at_once).run()
+
+
+def _check_shared(jobs: Sequence[Job]) -> None:
+    first, seen = jobs[0].config, {}
+    for number, job in enumerate(jobs, 1):
+        for name in SHARED:
+            ours, theirs = (getattr(config, name) for config in (first, job.config))
+            if ours != theirs:
+                raise InputError(
+                    f"job {number} ({job.out}) has {name}={theirs}, job 1 has {ours}; jobs that "
+                    "share steps need the same"
+                )
+        if first.row_shape() != job.config.row_shape():
+            raise InputError(f"job {number} ({job.out}) has other targets_per_row than job 1")
+        folder = os.path.realpath(job.out)
+        if folder in seen:
+            raise InputError(f"jobs {seen[folder]} and {number} have the same out, {job.out}")
+        seen[folder] = number
+
+
+class _Loop:
+    """Jobs that go through the places of one step."""
+
+    def __init__(self, model: LanguageModel, jobs: Sequence[Job], count: int):
+        self._model, self._jobs = model, jobs
+        self._waiting = collections.deque(enumerate(jobs))
+        self._count = count  # of places
+        self._at: dict[int, Training] = {}  # who has which
+        self._number: dict[int, int] = {}  # of the job in a place
+        self._rows: dict[int, dict[str, np.ndarray]] = {}  # of the next step, by place
+        self._made: dict[int, Cartridge | InputError] = {}
+        self._places: Any = None  # step.Places, and the step, once there is a cartridge
+        self._step: Any = None
+        self._late: tuple[dict[int, int], Any] | None = None  # places at which steps, and figures
+        self._held: dict[int, dict[str, float]] = {}  # read, and not yet written
+        self._last = time.perf_counter()
+
+    def run(self) -> list[Cartridge | InputError]:
+        """Trains all jobs to their end."""
+        total = sum(job.config.num_steps for job in self._jobs)
+        unit = "step" if len(self._jobs) == 1 else "cartridge-step"
+        with distributed.stopping() as stops, contextlib.closing(self):
+            self._bar = progress(total, "train", unit)
+            number = 0
+            while self._fill():
+                batch = self._next_batch()
+                with jax.set_mesh(self._model.mesh):
+                    learning, figures = self._step(*self._places, self._model.transformer, batch)
+                self._places = self._places._replace(learning=learning)
+                number += 1
+                self._advance(figures, stops(number))
+        return [self._made[i] for i in range(len(self._jobs))]
+
+    def close(self) -> None:
+        """Ends what is still open."""
+        for training in self._at.values():
+            training.close()
+        self._bar.close()
+
+    # ---- places
+
+    def _fill(self) -> bool:
+        """Gives free places to jobs that wait; whether there is anything to do."""
+        for place in range(self._count):
+            while place not in self._at and self._waiting:
+                self._number[place], job = self._waiting.popleft()
+                with self._failing(place):
+                    self._take(place, job)
+        return bool(self._at)
+
+    def _take(self, place: int, job: Job) -> None:
+        if self._count == 1:
+            check_rows_are_shared(job.config, self._model)
+        training = Training(self._model, job)
+        self._at[place] = training
+        one = training.begin(self._own_rows(place))
+        self._bar.update(training.step)
+        if training.is_done:
+            return self._leave(place)
+        with jax.set_mesh(self._model.mesh):
+            if self._places is None:
+                slots = max(job.config.num_slots for job in self._jobs)
+                self._places = no_cartridges(one, self._count, slots)
+                self._step = make_train_step(graph_of(job.config), job.config.loss)
+            self._places = put(self._places, place, one)
+        self._rows[place] = next(training.rows)
+
+    def _leave(self, place: int) -> None:
+        """Hands on the cartridge of a job that is done, and frees its place."""
+        training = self._at.pop(place)
+        training.close()
+        self._made[self._number[place]] = training.result()
+
+    @contextlib.contextmanager
+    def _failing(self, place: int) -> Any:
+        """A job that cannot go on is none of the others' business."""
+        try:
+            yield
+        except DiskError:
+            raise
+        except InputError as error:
+            self._made[self._number[place]] = error
+            self._rows.pop(place, None)
+            if place in self._at:
+                with contextlib.suppress(InputError):
+                    self._at.pop(place).close()
+
+    # ---- rows
+
+    def _own_rows(self, place: int) -> list[bool]:
+        """Which of a cartridge's rows this process reads."""
+        config, count = self._jobs[0].config, self._count
+        at_once = config.rows_at_once or config.rows_per_step
+        sharding = NamedSharding(self._model.mesh, PARTS)
+        shape = (config.rows_per_step // at_once, count * at_once)
+        own = np.zeros(shape, bool)
+        for index in sharding.addressable_devices_indices_map(shape).values():
+            own[index] = True
+        return own[:, place * at_once : (place + 1) * at_once].reshape(-1).tolist()
+
+    def _next_batch(self) -> dict[str, Any]:
+        """The rows of all places on the mesh; those of an empty place have no targets."""
+        config = self._jobs[0].config
+        parts = config.rows_per_step // (config.rows_at_once or config.rows_per_step)
+        like = next(iter(self._rows.values()))
+        batch = {}
+        for name, x in like.items():
+            of_each = [self._rows.get(place, {}).get(name) for place in range(self._count)]
+            stacked = np.stack([np.zeros_like(x) if own is None else own for own in of_each])
+            cut = stacked.reshape(len(of_each), parts, -1, *x.shape[1:]).swapaxes(0, 1)
+            batch[name] = cut.reshape(parts, -1, *x.shape[1:])
+        self._rows = {}
+        return place_batch(self._model.mesh, batch)
+
+    # ---- behind a step that still runs
+
+    def _advance(self, figures: Any, stop: bool) -> None:
+        """Prepares the next rows, tells of the last step, saves what is to be saved."""
+        steps, data, saving = {}, {}, set()
+        for place, training in self._at.items():
+            training.step += 1
+            steps[place] = training.step
+            if training.is_saving or stop:
+                saving.add(place)
+                data[place] = training.rows.get_state()
+            if not training.is_done and not stop:
+                self._rows[place] = next(training.rows)
+        self._tell()
+        self._late = (steps, figures)
+        if not saving:
+            return
+        with jax.set_mesh(self._model.mesh):
+            self._tell(saving)
+            for place in saving:
+                self._save(place, data[place])
+        self._last = time.perf_counter()
+        if stop and (self._at or self._waiting):
+            done = ", ".join(f"{t.folder} at step {t.step}" for t in self._at.values())
+            raise StoppedError(f"stopped: {done or 'between two jobs'}")
+
+    def _save(self, place: int, data: Any) -> None:
+        if place not in self._at:  # it has just failed
+            return
+        training = self._at[place]
+        slots = training.config.num_slots - training.config.num_frozen
+        with self._failing(place):
+            learning = taken(self._places.learning, place, slots)
+            figures = training.validated(learning) if training.is_saving else {}
+            training.write(training.step, **self._held.pop(place), **figures)
+            training.save(learning, data)
+            if training.is_done:
+                self._leave(place)
+
+    def _tell(self, held: Any = ()) -> None:
+        """Reads and logs the figures of the last step; those of `held` places are kept."""
+        if self._late is None:
+            return
+        steps, figures = self._late
+        self._late, self._held = None, {}
+        read = {name: np.asarray(values) for name, values in figures.items()}
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        config = self._jobs[0].config
+        tokens = config.rows_per_step * config.row_length
+        for place, step in steps.items():
+            if place not in self._at:
+                continue
+            values = {name: float(x[place]) for name, x in read.items()}
+            values["tokens_per_s"] = tokens / seconds
+            if place in held:
+                self._held[place] = values
+                continue
+            with self._failing(place):
+                self._at[place].write(step, **values)
+        self._bar.update(len(steps))
+        kl = np.mean([read["kl"][place] for place in steps])
+        self._bar.set_postfix(kl=f"{kl:.3f}", tok_s=f"{tokens * len(steps) / seconds:.0f}")

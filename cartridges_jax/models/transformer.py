@@ -188,6 +188,7 @@ class Transformer(nnx.Module):
         segment_start: Int[Array, "B T"],
         *,
         prefix: Prefix | None = None,
+        save_products: bool | None = None,
     ) -> tuple[Float[Array, "B T D"], KV]:
         """Runs whole rows.
 
@@ -195,7 +196,10 @@ class Transformer(nnx.Module):
           token_ids: the rows.
           positions: rope position of each token; with a prefix they start at its next position.
           segment_start: index in the row of the first token of each token's own segment.
-          prefix: seen by every token of every row; None for none.
+          prefix: seen by every token of every row; None for none. It may have an axis C behind L,
+            for C groups of rows, one after the other.
+          save_products: whether a backward pass finds the layers' products, or computes them again
+            from each layer's input; None for what suits the platform (a CPU saves them).
 
         Returns:
           The hidden states before the LM head, normed, and the rows' own KV [L, B, T, K, H]
@@ -211,7 +215,9 @@ class Transformer(nnx.Module):
             attended = attention(q, k, v, mask, scale=scale, prefix=slots)
             return block.mlp(block.attention_output(x, attended)), KV(k, v)
 
-        x, own = self._through_layers(body, self.embedding(token_ids, self.dtype), kv)
+        x, own = self._through_layers(
+            body, self.embedding(token_ids, self.dtype), kv, save_products
+        )
         return rms_norm(x, self.final_norm[...], self.config.norm_eps), own
 
     def decode(
@@ -248,12 +254,14 @@ class Transformer(nnx.Module):
         (x, cache), _ = self._through_layers(body, start, kv)
         return rms_norm(x, self.final_norm[...], self.config.norm_eps), cache
 
-    def _through_layers(self, body: Any, carry: Any, slots: KV | None) -> tuple[Any, Any]:
+    def _through_layers(
+        self, body: Any, carry: Any, slots: KV | None, save_products: bool | None = None
+    ) -> tuple[Any, Any]:
         """Runs `body(carry, block, slots, index)` layer after layer: the one loop over layers.
 
         It returns the last carry and what each layer handed out, stacked on L. Activations of a
-        layer are computed again in the backward pass, but for what attention saves, and on a CPU,
-        where rows are few and products slow, for its products.
+        layer are computed again in the backward pass, but for what attention saves and, where that
+        is wanted or on a CPU, where rows are few and products slow, for its products.
         """
         if isinstance(self.blocks, nnx.List):
             out = []
@@ -266,7 +274,8 @@ class Transformer(nnx.Module):
             block, slots, index = layer
             return body(carry, jax.tree.map(_from_slices, block), slots, index)
 
-        saved = (*SAVED_NAMES, PRODUCT) if on_cpu() else SAVED_NAMES
+        save_products = on_cpu() if save_products is None else save_products
+        saved = (*SAVED_NAMES, PRODUCT) if save_products else SAVED_NAMES
         policy = jax.checkpoint_policies.save_only_these_names(*saved)
         step = jax.checkpoint(step, prevent_cse=False, policy=policy)
         blocks = jax.tree.map(_for_slices, self.blocks)

@@ -60,6 +60,7 @@ def synthesize(
     inputs = study_inputs(config, client, documents) | {
         "seeds": digest([seeds.SEEDS, seeds.EXAMPLE_PASSAGES, seeds.EXAMPLES])
     }
+    distributed.check_alike("the study", digest(inputs))
     shards = ShardSet.open(files.output_folder(out), SHARDS, inputs)
     drawer = ChunkDrawer.of(documents, model, widths, shards.folder)
     study = functools.partial(study_unit, drawer=drawer, client=client, config=config)
@@ -90,6 +91,7 @@ def write_units(
 
     Several processes divide the units by index, and together write those that one alone would: the
     first ones that hold as many. A process begins a unit only if all before it cannot be enough.
+    Where each has a disk of its own, units are exchanged after each, and all end with all of them.
 
     Args:
       shards: of the folder, as far as they are.
@@ -100,10 +102,14 @@ def write_units(
     Raises:
       InputError: if so little is kept that no end is in sight.
     """
+    shared = distributed.disk_is_shared(shards.folder)
     first, total = 0, 0  # all units before `first` are there, and hold so many conversations
     with progress(wanted, "self-study", "conv", shards.num_records) as bar:
         while True:
-            shards.refresh()
+            if shared:
+                shards.refresh()
+            else:
+                shards.exchange()
             while first in shards.units and total < wanted:
                 total += shards.units[first]["records"]
                 first += 1
@@ -119,7 +125,8 @@ def write_units(
                 )
             index = _next_unit(shards, first, wanted - total, per_unit)
             if index is None:  # others' units decide how many there will be
-                distributed.wait_for_others()
+                if shared:
+                    distributed.wait_for_others()
                 continue
             records = [c.to_bytes() for c in study(index)]
             shards.write(index, records, dropped=per_unit - len(records))

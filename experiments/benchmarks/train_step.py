@@ -77,13 +77,19 @@ def make_data(folder: pathlib.Path, vocabulary: int) -> None:
 def train_ours(folder: pathlib.Path) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
-    from flax import nnx
     from jax.sharding import PartitionSpec as P
 
-    from cartridges_jax.cartridge import Cartridge, FrozenSlot, TrainableSlot
+    from cartridges_jax.cartridge import Cartridge
     from cartridges_jax.distillation.config import TrainConfig
-    from cartridges_jax.distillation.dataset import RowShape, packed_data, unpacked_rows
-    from cartridges_jax.distillation.step import make_optimizer, make_train_step, place_batch
+    from cartridges_jax.distillation.dataset import PackedData, RowShape, unpacked_rows
+    from cartridges_jax.distillation.step import (
+        begun,
+        graph_of,
+        make_train_step,
+        no_cartridges,
+        place_batch,
+        put,
+    )
     from cartridges_jax.distillation.targets import SHARDS, decode_record
     from cartridges_jax.models.config import read_config
     from cartridges_jax.models.sources.folder import FolderSource
@@ -98,24 +104,24 @@ def train_ours(folder: pathlib.Path) -> dict[str, Any]:
     L, K, H = config.num_layers, config.num_kv_heads, config.head_dim
     slots = np.load(folder / "slots.npy").reshape(SLOTS, L, 2, K, H).transpose(2, 1, 0, 3, 4)
     shards = ShardSet.read(folder / "data", SHARDS)
-    packed = packed_data(shards, RowShape(ROW_LENGTH, ROW_LENGTH // 2), PACKED_ROWS, seed=0)
+    packed = PackedData(shards, RowShape(ROW_LENGTH, ROW_LENGTH // 2), PACKED_ROWS, seed=0)
     # The rate has no warm-up here and stays: what PEFT's side does.
     settings = TrainConfig(learning_rate=RATE, warmup_steps=0, num_steps=10**9, num_slots=SLOTS)
     with jax.set_mesh(mesh):
         heads = P(None, None, head_axis(K), None)
         cartridge = Cartridge(*(place(mesh, x, heads) for x in slots))
-        graphdef, trainable, frozen = nnx.split(cartridge, TrainableSlot, FrozenSlot)
-        optimizer = make_optimizer(settings)
-        state = (trainable, optimizer.init(trainable))
-        step = make_train_step(graphdef, optimizer)
+        one = begun(cartridge, settings)
+        state, given = put(no_cartridges(one, 1, SLOTS), 0, one)
+        step = make_train_step(graph_of(settings))
         copied = jax.tree.map(jnp.copy, state)
-    batches = iter(packed.batches)
+    batches = iter(packed.batches())
     first = next(batches)
 
     def run(state: Any, batch: dict[str, np.ndarray]) -> tuple[Any, float]:
         with jax.set_mesh(mesh):
-            *state, means = step(*state, frozen, model, place_batch(mesh, batch, 0))
-            return state, float(means["loss"])
+            parts = {name: x[None] for name, x in batch.items()}
+            state, figures = step(state, given, model, place_batch(mesh, parts))
+            return state, float(figures["loss"][0])
 
     with PeakMemory() as memory:
         first_rows = [decode_record(r) for r in shards.records(0)[:PACKED_ROWS]]

@@ -10,8 +10,9 @@ import pytest
 pytest.importorskip("libtpu", reason="the extra `tpu` is not installed: no TPU compiler")
 
 from cartridges_jax.attention.pallas_tpu.plan import MIB, SIZES, sizes_of_chip
+from cartridges_jax.planning.compiler import slice_mesh
 from experiments.model_shapes import LLAMA_3_1_8B, LLAMA_3_2_1B, LLAMA_3_2_3B, QWEN3_4B
-from experiments.tpu_compiler import compile_attention, slice_mesh
+from experiments.tpu_parts import compile_attention
 
 MODELS = {
     "Llama-3.2-3B": LLAMA_3_2_3B,

@@ -10,7 +10,7 @@ from cartridges_jax.corpus import Document
 from cartridges_jax.corpus.chunkers import Chunk
 from cartridges_jax.distillation import targets as targets_file
 from cartridges_jax.distillation.config import TrainConfig
-from cartridges_jax.distillation.dataset import RowShape, packed_data
+from cartridges_jax.distillation.dataset import PackedData, RowShape
 from cartridges_jax.distillation.lm_head import top_log_probabilities
 from cartridges_jax.distillation.loss import Targets, distillation_loss
 from cartridges_jax.distillation.step import prefix_loss
@@ -198,7 +198,7 @@ def test_packed_rows_equal_unpacked_ones(tiny, rng, tmp_path):
     cartridge = tiny.kv_as_cartridge(np.arange(3, 15))
     shards = write_shards(tmp_path, records)
 
-    batch = next(iter(packed_data(shards, RowShape(128, 96), 4, seed=0).batches))
+    batch = next(iter(PackedData(shards, RowShape(128, 96), 4, seed=0).batches()))
     by_tokens = {tuple(r["token_ids"]): r for r in map(targets_file.decode_record, records)}
     alone = []
     for tokens, start in zip(batch["token_ids"], batch["segment_start"], strict=True):
@@ -217,11 +217,11 @@ def test_an_epoch_holds_every_conversation_once(rng, tmp_path, shape):
     """With all its targets: what overflows a row's tokens or its targets opens another."""
     records = random_records(rng, 40, 500)
     shards = write_shards(tmp_path, records)
-    data = packed_data(shards, shape, 2, seed=3)
+    data = PackedData(shards, shape, 2, seed=3)
     rows = [r for r in map(targets_file.decode_record, records) if len(r["target_index"])]
     want = sorted((tuple(r["token_ids"]), len(r["target_index"])) for r in rows)
     assert data.num_conversations == len(want) and data.num_dropped == 40 - len(want)
-    got, batches, most = [], iter(data.batches), 0
+    got, batches, most = [], iter(data.batches()), 0
     while len(got) < 3 * len(want):
         batch = next(batches)
         for row in range(2):
@@ -244,7 +244,7 @@ def test_places_for_targets_bound_a_row_as_its_tokens_do(rng, tmp_path):
     shards = write_shards(tmp_path, random_records(rng, 60, 500))
 
     def conversations_per_row(shape):
-        batches = iter(packed_data(shards, shape, 2, seed=0).batches)
+        batches = iter(PackedData(shards, shape, 2, seed=0).batches())
         segments = [next(batches)["segment_start"] for _ in range(8)]
         return np.mean([len(set(row)) for batch in segments for row in batch])
 
@@ -255,22 +255,22 @@ def test_what_fits_no_row_is_dropped_and_counted(rng, tmp_path):
     records = random_records(rng, 30, 500)
     shards = write_shards(tmp_path, records)
     lengths = [len(targets_file.decode_record(r)["token_ids"]) for r in records]
-    data = packed_data(shards, RowShape(16, 16), 1, seed=0)
+    data = PackedData(shards, RowShape(16, 16), 1, seed=0)
     assert data.num_dropped >= sum(n > 16 for n in lengths) > 0
     assert data.num_conversations + data.num_dropped == 30
     with pytest.raises(InputError, match="raise row_length"):
-        packed_data(shards, RowShape(3, 3), 1, seed=0)
+        PackedData(shards, RowShape(3, 3), 1, seed=0)
 
 
 def test_the_iterator_resumes_exactly(rng, tmp_path):
     shards = write_shards(tmp_path, random_records(rng, 60, 500))
-    data = packed_data(shards, RowShape(64, 48), 2, seed=1).batches
+    data = PackedData(shards, RowShape(64, 48), 2, seed=1).batches()
     iterator = iter(data)
     for _ in range(11):
         next(iterator)
     state = iterator.get_state()
     want = [next(iterator) for _ in range(9)]
-    again = iter(packed_data(shards, RowShape(64, 48), 2, seed=1).batches)
+    again = iter(PackedData(shards, RowShape(64, 48), 2, seed=1).batches())
     again.set_state(state)
     for batch in want:
         got = next(again)
@@ -349,14 +349,14 @@ def test_training_takes_targets_on_all_tokens_or_on_answers(trained, tmp_path):
 
     shape, found = RowShape(128, 128), {}
     for on in ("all", "answers"):
-        data = packed_data(shards, shape, 2, 0, loss_on=on)
+        data = PackedData(shards, shape, 2, 0, loss_on=on)
         rows = [targets_file.decode_record(r, on) for r in shards.records(0)]
         assert data.target_positions == sum(len(r["target_index"]) for r in rows)
-        first = next(iter(data.batches))
+        first = next(iter(data.batches()))
         found[on] = first["target_weight"].sum()
     assert 0 < found["answers"] < found["all"]
 
-    batch = next(iter(packed_data(shards, RowShape(128, 128), 2, 0, "tokens").batches))
+    batch = next(iter(PackedData(shards, RowShape(128, 128), 2, 0, "tokens").batches()))
     assert batch["top_ids"].shape == (2, 128, 1) and not batch["top_logprobs"].any()
     for row in range(2):
         real = batch["target_weight"][row] > 0

@@ -9,12 +9,13 @@ from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.corpus import Document
 from cartridges_jax.distillation import train as train_module
 from cartridges_jax.distillation.config import TrainConfig
-from cartridges_jax.distillation.step import learning_rate
-from cartridges_jax.distillation.train import train
+from cartridges_jax.distillation.job import Job, initialize_cartridge
+from cartridges_jax.distillation.step import Schedule, learning_rate
+from cartridges_jax.distillation.train import train, train_many
 from cartridges_jax.errors import InputError
 from cartridges_jax.metrics import read_metrics
 from experiments.embedded_world.text_rows import text_targets
-from tests.conftest import MESHES, make_tiny_model
+from tests.conftest import make_tiny_model
 
 DOCUMENT = Document("d", "People", "Ada Brown lives in Oslo. She works as a baker. " * 12)
 CONFIG = TrainConfig(
@@ -74,16 +75,40 @@ def test_a_stopped_run_ends_with_the_same_bits(tiny, tmp_path, monkeypatch, stop
     assert logs[0] == logs[1] and len(logs[0]) == CONFIG.num_steps
 
 
-def test_meshes_agree(tmp_path):
-    """Also where weights are split over the devices that share rows (the third value)."""
-    made = {}
-    shapes = (*MESHES, (2, 4, True), (4, 2, True))
-    for shape in shapes:
-        model = make_tiny_model(*shape)
-        made[shape] = run(model, tmp_path / str(shape), "run")
-    for shape in shapes[1:]:
-        np.testing.assert_allclose(made[shape].keys, made[shapes[0]].keys, atol=3e-3)
-        np.testing.assert_allclose(made[shape].values, made[shapes[0]].values, atol=3e-3)
+SHAPES = [(shape, fsdp) for shape in ((8, 1), (4, 2), (2, 4)) for fsdp in (False, True)]
+QUICK = {((8, 1), False, 8), ((4, 2), True, 8), ((2, 4), True, 0)}
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tiny, tmp_path_factory):
+    """Folder of the data, settings, and the cartridge and losses that one device gives."""
+    folder = tmp_path_factory.mktemp("one")
+    config = dataclasses.replace(CONFIG, rows_per_step=32, row_length=64, num_steps=5)
+    made = run(tiny, folder, "run", config)
+    return folder / "data", config, made, read_metrics(folder / "run" / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("shape", "fsdp", "rows_at_once"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.full)
+        for case in (
+            *(((1, 1), False, rows) for rows in (1, 8)),
+            *((*both, rows) for both in SHAPES for rows in (0, 8)),
+        )
+    ],
+)
+def test_every_mesh_and_every_accumulation_trains_the_same_cartridge(
+    on_one_device, tmp_path, shape, fsdp, rows_at_once
+):
+    data, config, want, losses = on_one_device
+    config = dataclasses.replace(config, rows_at_once=rows_at_once)
+    model = make_tiny_model(*shape, fsdp)
+    got = train(model, [DOCUMENT], data, tmp_path / "run", config)
+    np.testing.assert_allclose(got.keys, want.keys, atol=1e-5)
+    np.testing.assert_allclose(got.values, want.values, atol=1e-5)
+    found = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    np.testing.assert_allclose(found, [row["loss"] for row in losses], rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 2])
@@ -100,9 +125,94 @@ def test_rows_of_a_step_that_are_computed_in_parts(tiny, tmp_path, rows_at_once)
         run(tiny, tmp_path, "no", dataclasses.replace(CONFIG, rows_at_once=3))
 
 
+def jobs(model, tmp_path, name):
+    """Five that differ in all that jobs of one step may differ in."""
+    changes = [
+        {"num_steps": 5},
+        {"num_slots": 9, "learning_rate": 0.05},
+        {"num_steps": 3, "seed": 1, "warmup_steps": 0},
+        {"num_slots": 20, "initializer": "sampled_spans", "max_grad_norm": 0.01},
+        {"num_steps": 6, "checkpoint_every": 4, "final_rate_share": 1.0},
+    ]
+    data = make_targets(model, tmp_path / "data")
+    return [
+        Job([DOCUMENT], data, tmp_path / name / f"{i}", dataclasses.replace(CONFIG, **change))
+        for i, change in enumerate(changes)
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained_alone(tiny, tmp_path_factory):
+    """The folders and cartridges of `jobs`, each trained by itself."""
+    alone = jobs(tiny, tmp_path_factory.mktemp("alone"), "alone")
+    return [(job.out, train(tiny, [DOCUMENT], job.data, job.out, job.config)) for job in alone]
+
+
+@pytest.mark.parametrize(
+    ("shape", "at_once", "rows_at_once"),
+    [
+        ((1, 1), 2, 0),
+        pytest.param((1, 1), 5, 2, marks=pytest.mark.full),
+        pytest.param((2, 4), 2, 0, marks=pytest.mark.full),
+        ((4, 2, True), 4, 1),
+        pytest.param((4, 2), 1, 4, marks=pytest.mark.full),
+    ],
+)
+def test_cartridges_that_share_steps_are_those_that_were_trained_alone(
+    tiny, trained_alone, tmp_path, shape, at_once, rows_at_once
+):
+    """Each with its own slots, schedule, clipping, data and end; others join where one ends."""
+    together = [
+        dataclasses.replace(j, config=dataclasses.replace(j.config, rows_at_once=rows_at_once))
+        for j in jobs(tiny, tmp_path, "together")
+    ]
+    made = train_many(make_tiny_model(*shape), together, at_once)
+    for (folder, one), other, job in zip(trained_alone, made, together, strict=True):
+        assert isinstance(other, Cartridge), other
+        np.testing.assert_allclose(other.keys, one.keys, atol=1e-5)
+        np.testing.assert_allclose(other.values, one.values, atol=1e-5)
+        left, right = (
+            sorted(p.name for p in out.iterdir() if "events" not in p.name)
+            for out in (folder, job.out)
+        )
+        assert left == right
+        logs = [read_metrics(out / "metrics.jsonl") for out in (folder, job.out)]
+        for a, b in zip(*logs, strict=True):
+            assert a["step"] == b["step"] and abs(a["loss"] - b["loss"]) < 1e-5 * a["loss"]
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_a_job_that_fails_harms_no_other(tiny, tmp_path):
+    good, bad, missing, *_ = jobs(tiny, tmp_path, "run")
+    bad = dataclasses.replace(bad, config=dataclasses.replace(bad.config, learning_rate=3e38))
+    missing = dataclasses.replace(missing, data=tmp_path / "nothing")
+    made = train_many(tiny, [bad, missing, good], 2)
+    assert isinstance(made[0], InputError) and "lower learning_rate" in str(made[0])
+    assert isinstance(made[1], InputError) and "there are no targets" in str(made[1])
+    want = train(tiny, good.documents, good.data, tmp_path / "alone", good.config)
+    assert isinstance(made[2], Cartridge)
+    np.testing.assert_allclose(made[2].keys, want.keys, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "out", "words"),
+    [
+        ({"row_length": 64}, "b", r"job 2 \(.*b\) has row_length=64, job 1 has 128"),
+        ({"targets_per_row": 7}, "b", "other targets_per_row"),
+        ({}, "a", "jobs 1 and 2 have the same out"),
+    ],
+)
+def test_jobs_that_cannot_share_steps_are_refused(tiny, tmp_path, change, out, words):
+    first = Job([DOCUMENT], tmp_path / "data", tmp_path / "a", CONFIG)
+    other = dataclasses.replace(CONFIG, **change)
+    second = Job([DOCUMENT], tmp_path / "data", tmp_path / out, other)
+    with pytest.raises(InputError, match=words):
+        train_many(tiny, [first, second])
+
+
 def test_frozen_slots_stay_and_the_others_move(tiny, tmp_path):
     config = dataclasses.replace(CONFIG, num_frozen=2)
-    start = train_module.initialize_cartridge(tiny, [DOCUMENT], config)
+    start = initialize_cartridge(tiny, [DOCUMENT], config)
     trained = run(tiny, tmp_path, "run", config)
     np.testing.assert_array_equal(trained.keys[:, :2], start.keys[:, :2])
     np.testing.assert_array_equal(trained.values[:, :2], start.values[:, :2])
@@ -147,16 +257,16 @@ def test_the_best_validated_cartridge_is_kept_also_after_a_stop(tiny, tmp_path):
 
 
 def test_warm_up_is_above_zero_at_the_first_step():
-    rate = learning_rate(TrainConfig(learning_rate=1.0, warmup_steps=4, num_steps=100))
-    np.testing.assert_allclose([float(rate(s)) for s in range(4)], [0.25, 0.5, 0.75, 1.0])
-    assert float(rate(100)) == pytest.approx(0.1)
+    schedule = Schedule.of(TrainConfig(learning_rate=1.0, warmup_steps=4, num_steps=100))
+    rates = [float(learning_rate(schedule, s)) for s in (0, 1, 2, 3, 100)]
+    np.testing.assert_allclose(rates, [0.25, 0.5, 0.75, 1.0, 0.1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("initializer", ["first_tokens", "sampled_spans", "text", "random"])
 def test_initialisers(tiny, initializer):
     text = "Other words that are long enough to fill all of the slots, by far."
     config = dataclasses.replace(CONFIG, initializer=initializer, init_text=text)
-    made = train_module.initialize_cartridge(tiny, [DOCUMENT], config)
+    made = initialize_cartridge(tiny, [DOCUMENT], config)
     assert made.num_slots == 12 and made.next_position == 12
     sink = tiny.kv_as_cartridge([tiny.config.bos_token_id])
     np.testing.assert_allclose(made.values[:, 0], sink.values[:, 0], atol=1e-5)
@@ -189,12 +299,15 @@ def test_a_score_that_is_no_number_is_refused(tiny, tmp_path):
         run(tiny, tmp_path, "run", validate=lambda cartridge: float("nan"))
 
 
-def test_a_checkpoint_without_its_metadata_is_refused(tiny, tmp_path):
-    run(tiny, tmp_path, "run")
-    for file in (tmp_path / "run" / "checkpoints").glob("*/_CHECKPOINT_METADATA"):
-        file.write_text("{}")
+@pytest.mark.parametrize("file", ["progress/metadata", "state/manifest.ocdbt"])
+def test_a_damaged_checkpoint_is_refused(tiny, tmp_path, file):
+    run(tiny, tmp_path, "run", dataclasses.replace(CONFIG, num_steps=3))
+    damaged = list((tmp_path / "run" / "checkpoints").glob(f"*/{file}"))
+    assert damaged
+    for path in damaged:
+        path.write_text("{}")
     with pytest.raises(InputError, match="cannot be read; remove it"):
-        run(tiny, tmp_path, "run")
+        run(tiny, tmp_path, "run", dataclasses.replace(CONFIG, num_steps=3))
 
 
 @pytest.mark.parametrize("line", [b"{}", b"3", b"\xff", b'{"step": "1"}'])

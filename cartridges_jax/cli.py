@@ -8,12 +8,13 @@ import dataclasses
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
-from cartridges_jax.commands import chat, demo, evaluate, info, synthesize, train
+from cartridges_jax.commands import chat, demo, evaluate, info, plan, synthesize, train
 from cartridges_jax.commands.common import DEFAULT_PRESET
 from cartridges_jax.errors import InputError, StoppedError
 
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": evaluate,
     "chat": chat,
     "info": info,
+    "plan": plan,
 }
 KEPT = "; what is finished is kept, the same command goes on"
 RESUMABLE = ("demo", "synthesize", "train", "evaluate")
@@ -53,16 +55,17 @@ def _stage_defaults(name: str, config_class: Any) -> dict[str, str]:
     """What a stage's flags are where they are not given: by preset, or the field's default."""
     from cartridges_jax.presets import PRESETS
 
-    said = {}
+    said, default = {}, getattr(COMMANDS[name], "PRESET", DEFAULT_PRESET)
     for field in dataclasses.fields(config_class) if config_class is not None else ():
         by_preset = {p: v.get(field.name, field.default) for p, v in PRESETS.items()}
         if field.name == "preset":
-            said[field.name] = f"default: {DEFAULT_PRESET}"
-        elif name in ("synthesize", "train"):
+            said[field.name] = f"default: {default}"
+        elif name in ("synthesize", "train", "plan"):
             each = ", ".join(f"{preset} {value}" for preset, value in by_preset.items())
             same = len(set(by_preset.values())) == 1
-            usual = by_preset[DEFAULT_PRESET]
-            said[field.name] = f"default: {usual!r}" if same else f"default by preset: {each}"
+            said[field.name] = (
+                f"default: {by_preset[default]!r}" if same else f"default by preset: {each}"
+            )
         else:
             said[field.name] = f"default: {field.default!r}"
     return said
@@ -133,7 +136,21 @@ def entry_point() -> Any:
     except BrokenPipeError:  # the reader has seen enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed at exit
         status = 141  # as a shell says it of SIGPIPE
+    except Exception:
+        if not _leaves_others():
+            raise
+        traceback.print_exc()
+        status = 1
+    if status and _leaves_others():
+        sys.stderr.flush()
+        os._exit(status)  # at exit jax would wait for processes that wait for this one
     sys.exit(status)
+
+
+def _leaves_others() -> bool:
+    """Whether this is one of several processes."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.process_count() > 1
 
 
 if __name__ == "__main__":

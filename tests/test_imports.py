@@ -18,7 +18,7 @@ LAYERS = (
     ("language_model", "loading", "beginnings", "initializers"),
     ("self_study",),
     ("distillation",),
-    ("presets", "evaluation"),
+    ("presets", "evaluation", "planning"),
     ("demo", "chat", "info"),
     ("commands",),
     ("cli", "__init__"),

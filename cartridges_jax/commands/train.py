@@ -48,6 +48,8 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> None:
+    import jax
+
     from cartridges_jax import distributed
     from cartridges_jax.distillation.job import open_targets
     from cartridges_jax.distillation.train import train, train_many
@@ -62,7 +64,9 @@ def run(values: flags.FlagValues) -> None:
     config = jobs[0].config
     rows = config.rows_at_once or config.rows_per_step
     if values.jobs:
-        model = common.load_model(values, len(jobs) * rows, spans_hosts=True)
+        # Where each device that shares rows has cartridges of its own, any number of rows will do.
+        apart = values.at_once != 1 and len(jobs) >= jax.device_count() // max(1, values.mesh_model)
+        model = common.load_model(values, None if apart else rows, spans_hosts=True)
         made = train_many(model, jobs, values.at_once)
     else:
         model = common.load_model(values, rows, spans_hosts=True)

@@ -33,8 +33,20 @@ class TrainConfig:
     )
     rows_at_once: int = setting(
         0,
-        "Rows of a step that are computed together, 0 for all: fewer need less memory for "
-        "activations; they divide rows_per_step and are a multiple of the devices that share rows.",
+        "Rows of a step that are computed together, 0 for as many as memory takes: fewer need less "
+        "for activations; they divide rows_per_step and are a multiple of the devices that share "
+        "rows.",
+        at_least=0,
+    )
+    recompute: Literal["auto", "nothing", "layers"] = setting(
+        "auto",
+        "What the backward pass computes again: nothing (products are kept, a third less time), "
+        "layers (for the least memory), or auto: what memory takes.",
+    )
+    memory_gib: float = setting(
+        0.0,
+        "Memory of a device that a step may take, GiB; 0 for what the device says it has (a CPU "
+        "says nothing, and computes all rows together).",
         at_least=0,
     )
     row_length: int = setting(512, "Tokens of a packed row; 2048 for large models.", above=0)

@@ -32,6 +32,9 @@ from cartridges_jax.self_study import conversation
 from cartridges_jax.sharding import DATA
 from cartridges_jax.shards import ShardSet
 
+# Settings that change nothing but memory and time: a run may go on with others.
+MEMORY_ALONE = ("preset", "rows_at_once", "recompute", "memory_gib")
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -89,7 +92,7 @@ class Training:
             "corpus": corpus_identity(job.documents),
             "validated": job.validate is not None,
         }
-        for name in ("preset", "rows_at_once"):  # change nothing but memory and time
+        for name in MEMORY_ALONE:
             del inputs[name]
         self._inputs = inputs
         self._checkpoints = TrainingCheckpoints(self.folder / "checkpoints", inputs)
@@ -165,6 +168,8 @@ class Training:
 
     def result(self) -> Cartridge:
         """The trained cartridge, with its provenance; written to `cartridge_path`.
+
+        Call it outside of a mesh: the slots are those of no mesh in particular, as a file's are.
 
         Raises:
           InputError: if its slots are not finite.

@@ -24,8 +24,14 @@ from jax.sharding import NamedSharding
 from cartridges_jax import distributed
 from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.corpus import Document
+from cartridges_jax.distillation.budget import fitted, save_products
 from cartridges_jax.distillation.config import TrainConfig
-from cartridges_jax.distillation.job import Job, Training, check_rows_are_shared
+from cartridges_jax.distillation.job import (
+    Job,
+    Training,
+    check_rows_are_shared,
+    check_settings,
+)
 from cartridges_jax.distillation.step import (
     PARTS,
     graph_of,
@@ -42,7 +48,8 @@ from cartridges_jax.sharding import DATA
 
 # What cartridges that share their steps must have in common: the shapes and the loss of a step.
 SHARED = (
-    "num_frozen", "rows_per_step", "rows_at_once", "row_length", "loss", "labels",
+    "num_frozen", "rows_per_step", "rows_at_once", "row_length", "loss", "labels", "recompute",
+    "memory_gib",
 )  # fmt: skip
 
 
@@ -138,6 +145,11 @@ class _Loop:
 
     def __init__(self, model: LanguageModel, jobs: Sequence[Job], count: int):
         self._model, self._jobs = model, jobs
+        largest = max((job.config for job in jobs), key=lambda config: config.num_slots)
+        check_settings(largest, model)
+        if count == 1:
+            check_rows_are_shared(largest, model)
+        self._shared = fitted(model, largest, count)  # what a step's shape depends on
         self._waiting = collections.deque(enumerate(jobs))
         self._count = count  # of places
         self._at: dict[int, Training] = {}  # who has which
@@ -184,8 +196,6 @@ class _Loop:
         return bool(self._at)
 
     def _take(self, place: int, job: Job) -> None:
-        if self._count == 1:
-            check_rows_are_shared(job.config, self._model)
         training = Training(self._model, job)
         self._at[place] = training
         one = training.begin(self._own_rows(place))
@@ -194,9 +204,10 @@ class _Loop:
             return self._leave(place)
         with jax.set_mesh(self._model.mesh):
             if self._places is None:
-                slots = max(job.config.num_slots for job in self._jobs)
-                self._places = no_cartridges(one, self._count, slots)
-                self._step = make_train_step(graph_of(job.config), job.config.loss)
+                config = self._shared
+                self._places = no_cartridges(one, self._count, config.num_slots)
+                saved = save_products(config)
+                self._step = make_train_step(graph_of(config), config.loss, saved)
             self._places = put(self._places, place, one)
         self._rows[place] = next(training.rows)
 
@@ -224,8 +235,8 @@ class _Loop:
 
     def _own_rows(self, place: int) -> list[bool]:
         """Which of a cartridge's rows this process reads."""
-        config, count = self._jobs[0].config, self._count
-        at_once = config.rows_at_once or config.rows_per_step
+        config, count = self._shared, self._count
+        at_once = config.rows_at_once
         sharding = NamedSharding(self._model.mesh, PARTS)
         shape = (config.rows_per_step // at_once, count * at_once)
         own = np.zeros(shape, bool)
@@ -235,8 +246,7 @@ class _Loop:
 
     def _next_batch(self) -> dict[str, Any]:
         """The rows of all places on the mesh; those of an empty place have no targets."""
-        config = self._jobs[0].config
-        parts = config.rows_per_step // (config.rows_at_once or config.rows_per_step)
+        parts = self._shared.rows_per_step // self._shared.rows_at_once
         like = next(iter(self._rows.values()))
         batch = {}
         for name, x in like.items():
@@ -268,6 +278,10 @@ class _Loop:
             self._tell(saving)
             for place in saving:
                 self._save(place, data[place])
+        for place in sorted(saving & self._at.keys()):
+            if self._at[place].is_done:
+                with self._failing(place):
+                    self._leave(place)
         self._last = time.perf_counter()
         if stop and (self._at or self._waiting):
             done = ", ".join(f"{t.folder} at step {t.step}" for t in self._at.values())
@@ -283,8 +297,6 @@ class _Loop:
             figures = training.validated(learning) if training.is_saving else {}
             training.write(training.step, **self._held.pop(place), **figures)
             training.save(learning, data)
-            if training.is_done:
-                self._leave(place)
 
     def _tell(self, held: Any = ()) -> None:
         """Reads and logs the figures of the last step; those of `held` places are kept."""
@@ -295,8 +307,7 @@ class _Loop:
         read = {name: np.asarray(values) for name, values in figures.items()}
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
-        config = self._jobs[0].config
-        tokens = config.rows_per_step * config.row_length
+        tokens = self._shared.rows_per_step * self._shared.row_length
         for place, step in steps.items():
             if place not in self._at:
                 continue

@@ -1,0 +1,101 @@
+"""How a step is cut so that it fits the memory of its devices: asked of the compiler.
+
+Rows of a step may be computed in parts, and a backward pass may find the layers' products or
+compute them again. What is saved is worth more than long parts: products that are computed again
+cost half as much as a step without; parts cost another reading of the weights. So the first choice
+is all rows with all products; then fewer rows; then, with all rows, none of the products.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from cartridges_jax import distributed
+from cartridges_jax.distillation.config import TrainConfig
+from cartridges_jax.distillation.step import (
+    abstract_batch,
+    abstract_places,
+    graph_of,
+    make_train_step,
+)
+from cartridges_jax.distillation.targets import TOP_J
+from cartridges_jax.errors import InputError
+from cartridges_jax.language_model import LanguageModel
+from cartridges_jax.sharding import DATA
+
+ROOM = 0.92  # of what a device says it has: others than this program hold some
+
+
+def fitted(model: LanguageModel, config: TrainConfig, cartridges: int) -> TrainConfig:
+    """The settings with `rows_at_once` and `recompute` as they fit; as they are if both are given.
+
+    Args:
+      model: on its mesh.
+      config: settings; of several cartridges the one with the most slots.
+      cartridges: that share a step.
+
+    Raises:
+      InputError: if nothing fits.
+    """
+    budget = config.memory_gib * 2**30 or _memory(model)
+    variants = list(_variants(config, model.mesh.shape[DATA], cartridges))
+    if not budget or len(variants) == 1:
+        chosen = variants[0]
+        return chosen if budget else dataclasses.replace(chosen, recompute=config.recompute)
+    needed = []
+    for variant in variants:
+        needed.append(_needed(model, variant, cartridges))
+        if needed[-1] <= budget:
+            return variant
+    raise InputError(
+        f"a step needs {min(needed) / 2**30:.2f} GiB of each device at least, and may take "
+        f"{budget / 2**30:.2f}; use more devices with --fsdp, --quantization=int8, or lower "
+        "num_slots or row_length"
+    )
+
+
+def _variants(config: TrainConfig, devices: int, cartridges: int) -> Iterator[TrainConfig]:
+    rows = config.rows_per_step
+    sizes = [config.rows_at_once] if config.rows_at_once else range(rows, 0, -1)
+    each = devices if cartridges == 1 else 1
+    ways = ("nothing", "layers") if config.recompute == "auto" else (config.recompute,)
+    for way in ways:
+        for size in sizes:
+            if rows % size == 0 and size % each == 0:
+                yield dataclasses.replace(config, rows_at_once=size, recompute=way)
+
+
+def _memory(model: LanguageModel) -> float:
+    """Bytes of a device that a step may take; 0 where devices do not say what they have."""
+    stats = [device.memory_stats() or {} for device in model.mesh.local_devices]
+    least = min(int(told.get("bytes_limit", 0)) for told in stats)
+    return ROOM * min(int(told) for told in distributed.from_all(str(least).encode()))
+
+
+def _needed(model: LanguageModel, config: TrainConfig, cartridges: int) -> float:
+    """Bytes of a device while a step runs; without an end if the compiler gives up."""
+    with jax.set_mesh(model.mesh):
+        places = abstract_places(model.config, config, cartridges, model.mesh)
+        top = min(TOP_J, model.config.vocab_size) if config.labels == "teacher" else 1
+        batch = abstract_batch(config, cartridges, top, model.mesh)
+        step = make_train_step(graph_of(config), config.loss, save_products(config))
+        try:
+            program: Any = step.lower(*places, model.transformer, batch).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return float("inf")
+    told = program.memory_analysis()
+    return (
+        told.argument_size_in_bytes
+        + told.temp_size_in_bytes
+        + told.output_size_in_bytes
+        - told.alias_size_in_bytes
+    )
+
+
+def save_products(config: TrainConfig) -> bool | None:
+    """What `Transformer.__call__` is told; None leaves it to the platform."""
+    return None if config.recompute == "auto" else config.recompute == "nothing"

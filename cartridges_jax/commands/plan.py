@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -66,6 +67,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> None:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the accelerators of this machine are not asked
     from cartridges_jax import presets
     from cartridges_jax.planning import chips, tell
     from cartridges_jax.planning.plan import Asked, plan, smallest_slice

@@ -1,10 +1,11 @@
 """Prefill, decode and training steps compiled by the TPU compiler, for slices that are not there.
 
 libtpu compiles for any topology without a TPU, and says what each device holds. Weights are shapes
-with shardings; nothing is allocated. Compile one program at a time: libtpu takes a lock.
+with shardings; nothing is allocated.
 """
 
 import dataclasses
+import os
 import time
 from typing import Any
 
@@ -32,6 +33,17 @@ from cartridges_jax.models.weights import Quantization
 from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis, make_mesh
 
 
+# What libtpu would else ask a cloud for, and complain that nobody answers; and several processes may
+# compile at a time.
+_NO_CLOUD = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Compiled:
     """What the compiler says of a program, in bytes for each device."""
@@ -55,6 +67,8 @@ def slice_mesh(topology: str, data: int, model: int) -> Mesh:
       InputError: if there are fewer devices.
       RuntimeError: from libtpu, if it is not installed or does not know the topology.
     """
+    for name, value in _NO_CLOUD.items():
+        os.environ.setdefault(name, value)
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     return make_mesh(data, model, devices)
 

@@ -8,6 +8,7 @@ counted as for rows that are not packed, the most it can be.
 import dataclasses
 
 from cartridges_jax.distillation.config import TrainConfig
+from cartridges_jax.distillation.lm_head import LOGITS_ON_TPU
 from cartridges_jax.distillation.targets import TOP_J
 from cartridges_jax.models.config import ModelConfig
 
@@ -53,7 +54,8 @@ class Work:
 
     flops: float
     bytes_moved: float  # between its memory and its core
-    received: float  # from other devices
+    gathered: float  # from other devices, of weights: while it works on what it has
+    summed: float  # from other devices, of activations and gradients: it waits for these
     tokens: float  # of the whole step, all devices
 
 
@@ -125,25 +127,24 @@ def work_of(config: ModelConfig, training: TrainConfig, layout: Layout) -> Work:
     moved = parts * passes * a_layer + parts * 2 * gathers * a_layer
     a_token = 2 * (6 * D + (3 * F + 3 * N * H + 4 * K * H) / layout.model)
     moved += rows * T * L * a_token * (passes + 1)
-    chunks = max(1, M * rows / parts / 128)
-    moved += parts * chunks * 2 * head_weights(config) / layout.model
+    here = head_weights(config) / layout.model
+    chunks = max(1, M * rows / parts * 4 * here / D / LOGITS_ON_TPU)
+    moved += parts * chunks * 2 * layout.weight_bytes * here  # the head is read for each chunk
+    moved += rows * M * 4 * 4 * here / D  # the logits, written and read twice
     moved += 4 * _slots(config, training, layout) * (3 * parts + 7)
 
     others = (layout.data - 1) / layout.data
-    received = (
-        parts
-        * others
-        * gathers
-        * (2 * a_layer + layout.weight_bytes * head_weights(config) / layout.model)
-    )
+    gathered = parts * others * gathers * (2 * a_layer + layout.weight_bytes * here)
+    summed = 0.0
     if layout.cartridges == 1 and layout.data > 1:
-        received += parts * 8 * others * _slots(config, training, layout)
+        summed += parts * 8 * others * _slots(config, training, layout)
     if layout.model > 1:  # four sums of activations a layer and pass, half of them backward
         between = (layout.model - 1) / layout.model
-        received += rows * T * L * 2 * D * 2 * between * 2 * passes
+        summed += rows * T * L * 2 * D * 2 * between * 2 * passes
     return Work(
         flops=flops / layout.model,
         bytes_moved=moved,
-        received=received,
+        gathered=gathered,
+        summed=summed,
         tokens=training.rows_per_step * T * layout.cartridges,
     )

@@ -25,9 +25,7 @@ from cartridges_jax.planning.counting import Layout, Memory, Work, memory_of, wo
 MOST_COMPILED = 3  # layouts that are tried by the compiler for one slice
 ROOM = 0.97  # of a device's memory that a program may take, by the compiler
 GUESS = 0.85  # the same by arithmetic, which leaves out what the compiler adds
-USUAL_SHARE = (
-    0.45  # of peak products a second: MaxText, Llama-3.1-8B on v6e-256 (FACTS of the field)
-)
+USUAL_SHARE = 0.45  # of peak products a second: MaxText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,23 +76,27 @@ class Plan:
     compiled: dict[str, Any]
     hbm_bytes: float
 
-    @property
-    def received(self) -> float:
-        told = self.compiled.get("received")
-        return sum(told.values()) if told is not None else self.work.received
-
     def seconds(self, share: float = 1.0) -> dict[str, float]:
-        """What a step takes by products at a share of their peak, by memory and by links."""
-        chip = self.where.chip
+        """What a step takes by products at a share of their peak, by memory, and by links.
+
+        "gathers" are of weights, ahead of their use; "sums" of what devices wait for.
+        """
+        chip, told = self.where.chip, self.compiled.get("received")
+        gathered, summed = self.work.gathered, self.work.summed
+        if told is not None:
+            gathered = told.get("all-gather", 0.0)
+            summed = sum(told.values()) - gathered
         return {
             "products": self.work.flops / chip.flops / share,
             "memory": self.work.bytes_moved / chip.bandwidth,
-            "links": self.received / chip.links,
+            "gathers": gathered / chip.links,
+            "sums": summed / chip.links,
         }
 
     def step_seconds(self, share: float = 1.0) -> float:
-        """A step, where products, memory and links work beside each other."""
-        return max(self.seconds(share).values())
+        """A step, where products, memory and gathers work beside each other, and sums do not."""
+        *together, sums = self.seconds(share).values()
+        return max(together) + sums
 
     def tokens_per_chip(self, share: float = 1.0) -> float:
         """Tokens a second and chip."""
@@ -142,7 +144,7 @@ def most_rows_at_once(asked: Asked, found: Plan) -> int:
     layout, most = found.layout, found.training.rows_at_once or found.training.rows_per_step
     while True:
         more = dataclasses.replace(asked.training, rows_per_step=2 * most, rows_at_once=2 * most)
-        guess = _planned(asked, found.where, more, layout)
+        guess = _estimate(asked, found.where, more, layout)
         if guess.memory.total > found.where.chip.memory:
             return most
         told = _compile(asked, guess) if found.where.is_tpu else guess
@@ -218,10 +220,6 @@ def _total(guess: Plan) -> float:
 
 
 def _estimate(asked: Asked, where: Slice, training: TrainConfig, layout: Layout) -> Plan:
-    return _planned(asked, where, training, layout)
-
-
-def _planned(asked: Asked, where: Slice, training: TrainConfig, layout: Layout) -> Plan:
     memory = memory_of(asked.config, training, layout)
     work = work_of(asked.config, training, layout)
     return Plan(where, layout, training, memory, work, {}, memory.total)

@@ -20,7 +20,7 @@ def training(
     hours = steps * seconds / 3600
     price = where.price if price is None else price
     money = None if price is None else hours * price
-    bound = max(found.seconds(share).items(), key=lambda one: one[1])[0]
+    bound = max(found.seconds(share), key=lambda name: found.seconds(share)[name])
     at_once = settings.rows_at_once or settings.rows_per_step
     memory = dataclasses.asdict(found.memory)
     fields = {
@@ -40,7 +40,6 @@ def training(
         "compiled": found.compiled,
         "flops_per_device": work.flops,
         "bytes_moved_per_device": work.bytes_moved,
-        "bytes_received_per_device": found.received,
         "roofline_step_s": found.seconds(),
         "step_s": seconds,
         "bound_by": bound,
@@ -67,8 +66,8 @@ def training(
         f"layout:    mesh {layout.data} x {layout.model} (rows x weights), {how}",
         f"memory:    {found.hbm_bytes / GIB:.1f} of {where.chip.memory / GIB:.0f} GiB a device, by "
         f"{fields['by']}: fits (counted: {kinds})",
-        f"roofline:  products {roof['products']:.2f} s, memory {roof['memory']:.2f} s, links "
-        f"{roof['links']:.2f} s" + (f" ({links})" if links else ""),
+        f"roofline:  {', '.join(f'{name} {roof[name]:.2f} s' for name in roof)}"
+        + (f" ({links})" if links else ""),
         f"speed:     {seconds:.2f} s a step at {share:.0%} of peak, bound by {bound}; "
         f"{found.tokens_per_chip(share):,.0f} tokens/s/chip (roofline "
         f"{found.tokens_per_chip():,.0f})",

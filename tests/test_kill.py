@@ -1,4 +1,4 @@
-"""kill -9 at random moments: what is rerun finishes, and ends with the same bits."""
+"""kill -9 and SIGTERM at random moments: what is rerun finishes, and ends with the same bits."""
 
 import os
 import random
@@ -51,7 +51,7 @@ def finish(*argv):
     assert process.returncode == 0, err.decode()[-2000:]
 
 
-def kill_and_finish(argv, done, total, rng):
+def kill_and_finish(argv, done, total, rng, kills=KILLS, signals=(signal.SIGKILL,)):
     """Starts the command again and again; kills it after random amounts of new work.
 
     Args:
@@ -59,23 +59,27 @@ def kill_and_finish(argv, done, total, rng):
       done: tells how many units are finished on disk.
       total: units of a whole run.
       rng: draws the moments.
+      kills: how often.
+      signals: drawn from; of SIGTERM it must end with 143.
 
     Returns:
       How many kills hit a running stage.
     """
-    kills = 0
-    for i in range(KILLS):
+    hit = 0
+    for i in range(kills):
         process = start(*argv)
-        goal = done() + rng.uniform(0.2, 1.0) * (total - done()) / (KILLS - i + 1)
+        goal = done() + rng.uniform(0.2, 1.0) * (total - done()) / (kills - i + 1)
         while process.poll() is None and done() < goal:
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.05))  # not always right after a rename
         if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
+            which = rng.choice(signals)
+            process.send_signal(which)
+            hit += 1
+            assert process.wait() == {signal.SIGKILL: -9, signal.SIGTERM: 143}[which] or not i
         process.wait()
     finish(*argv)
-    return kills
+    return hit
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +140,45 @@ def test_training(corpus, whole, tmp_path):
         return max((int(name) for name in names if name.isdigit()), default=0)
 
     assert kill_and_finish(argv, steps, 60, random.Random(2)) == KILLS
-    got = Cartridge.load(tmp_path / f"{tmp_path.name}.cartridge")
+    check_same(whole, tmp_path)
+
+
+@pytest.mark.full
+def test_training_that_is_stopped_fifty_times(corpus, whole, tmp_path):
+    argv = ("train", f"--corpus={corpus}", f"--data={whole}", f"--out={tmp_path}", *TRAIN)
+
+    def steps():
+        log = tmp_path / "metrics.jsonl"
+        return log.read_bytes().count(b"\n") if log.exists() else 0
+
+    signals = (signal.SIGKILL, signal.SIGTERM)
+    assert kill_and_finish(argv, steps, 60, random.Random(3), 50, signals) >= 45
+    check_same(whole, tmp_path)
+
+
+def test_sigterm_saves_at_the_step(corpus, whole, tmp_path):
+    """Between two checkpoints too; the sentence says where, and that the same command goes on."""
+    every = [word for word in TRAIN if "checkpoint_every" not in word] + ["--checkpoint_every=60"]
+    argv = ("train", f"--corpus={corpus}", f"--data={whole}", f"--out={tmp_path / 'run'}", *every)
+    process = start(*argv, stderr=subprocess.PIPE)
+    log = tmp_path / "run" / "metrics.jsonl"
+    while not (log.exists() and log.read_bytes().count(b"\n") >= 7):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    said = err.decode().replace("\r", "\n").splitlines()[-1]
+    assert process.returncode == 143 and "the same command goes on" in said
+    step = int(said.split("at step ")[1].split(";")[0])
+    assert step >= 7 and (tmp_path / "run" / "checkpoints" / str(step)).exists()
+    finish(*argv)
+    got = Cartridge.load(tmp_path / "run" / "run.cartridge")
+    want = Cartridge.load(whole / "run" / "run.cartridge")
+    np.testing.assert_array_equal(got.keys, want.keys)
+
+
+def check_same(whole, folder):
+    got = Cartridge.load(folder / f"{folder.name}.cartridge")
     want = Cartridge.load(whole / "run" / "run.cartridge")
     np.testing.assert_array_equal(got.keys, want.keys)
     np.testing.assert_array_equal(got.values, want.values)

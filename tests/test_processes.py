@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 STUDY = ("--num_conversations=10", "--conversations_per_chunk=3", "--chunk_min_tokens=40",
          "--chunk_max_tokens=60", "--num_examples=1", "--question_max_tokens=24",
          "--answer_max_tokens=16", "--keep_unfinished")  # fmt: skip
+STOPS = int(os.environ.get("CARTRIDGES_STOPS", "6"))
 TRAINING = ("--num_slots=8", "--num_steps=6", "--rows_per_step=8", "--row_length=128",
             "--checkpoint_every=2", "--learning_rate=0.02")  # fmt: skip
 
@@ -87,19 +88,23 @@ def test_a_study_that_loses_a_process(tmp_path, corpus):
 
 @pytest.mark.full
 def test_training_that_is_stopped_ends_with_the_same_bits(tmp_path, corpus, study):
-    """Killed, or told to stop, which saves at once: all processes at the same step."""
-    train = ["train", f"--corpus={corpus}", f"--data={study}", *TRAINING, "--num_steps=40"]
+    """Killed, or told to stop, which saves at once: all processes at the same step.
+
+    Fifty times with CARTRIDGES_STOPS=50, which takes a quarter of an hour.
+    """
+    train = ["train", f"--corpus={corpus}", f"--data={study}", *TRAINING, "--num_steps=100"]
     run([*train, f"--out={tmp_path / 'whole'}"], 2, 4)
     rng = random.Random(1)
-    for turn in range(4):
-        started = begin([*train, f"--out={tmp_path / 'killed'}"], 2, 4)
+    for _ in range(STOPS):
         log = tmp_path / "killed" / "metrics.jsonl"
         done = 0 if not log.exists() else len(log.read_text().splitlines())
-        goal = done + rng.randrange(1, 6)
+        started = begin([*train, f"--out={tmp_path / 'killed'}"], 2, 4)
+        goal = done + rng.randrange(0, 4)
         while not log.exists() or len(log.read_text().splitlines()) < goal:
             assert all(one.poll() is None for one in started)
             time.sleep(0.01)
-        if turn % 2:
+        time.sleep(rng.uniform(0, 0.1))
+        if rng.random() < 0.5:
             kill(rng.sample(started, 2))
         else:
             rng.choice(started).send_signal(signal.SIGTERM)  # one of them is told

@@ -25,6 +25,7 @@ from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.sharding import DATA
 
+FAR = 1.3  # beyond what it may take: not tried, if by others' needs it would take so much
 ROOM = 0.92  # of what a device says it has: others than this program hold some
 
 
@@ -44,16 +45,36 @@ def fitted(model: LanguageModel, config: TrainConfig, cartridges: int) -> TrainC
     if not budget or len(variants) == 1:
         chosen = variants[0]
         return chosen if budget else dataclasses.replace(chosen, recompute=config.recompute)
-    needed = []
+    least = float("inf")
+    told: _Needs | None = None
     for variant in variants:
-        needed.append(_needed(model, variant, cartridges))
-        if needed[-1] <= budget:
+        if told is not None and told.foreseen(variant) > FAR * budget:
+            continue
+        told = _needed(model, variant, cartridges)
+        if told.total <= budget:
             return variant
+        least = min(least, told.total)
     raise InputError(
-        f"a step needs {min(needed) / 2**30:.2f} GiB of each device at least, and may take "
+        f"a step needs {least / 2**30:.2f} GiB of each device at least, and may take "
         f"{budget / 2**30:.2f}; use more devices with --fsdp, --quantization=int8, or lower "
         "num_slots or row_length"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Needs:
+    """Bytes of a device while a step of `config` runs, and those that do not grow with its rows."""
+
+    config: TrainConfig
+    total: float
+    fixed: float
+
+    def foreseen(self, other: TrainConfig) -> float:
+        """About what another one needs; 0 where that cannot be told."""
+        if other.recompute != self.config.recompute or other.rows_at_once == 1:
+            return 0.0
+        share = other.rows_at_once / self.config.rows_at_once
+        return self.fixed + (self.total - self.fixed) * share if self.total < float("inf") else 0.0
 
 
 def _variants(config: TrainConfig, devices: int, cartridges: int) -> Iterator[TrainConfig]:
@@ -74,8 +95,8 @@ def _memory(model: LanguageModel) -> float:
     return ROOM * min(int(told) for told in distributed.from_all(str(least).encode()))
 
 
-def _needed(model: LanguageModel, config: TrainConfig, cartridges: int) -> float:
-    """Bytes of a device while a step runs; without an end if the compiler gives up."""
+def _needed(model: LanguageModel, config: TrainConfig, cartridges: int) -> _Needs:
+    """What a step needs; without an end if the compiler gives up."""
     with jax.set_mesh(model.mesh):
         places = abstract_places(model.config, config, cartridges, model.mesh)
         top = min(TOP_J, model.config.vocab_size) if config.labels == "teacher" else 1
@@ -86,14 +107,10 @@ def _needed(model: LanguageModel, config: TrainConfig, cartridges: int) -> float
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return float("inf")
+            return _Needs(config, float("inf"), 0.0)
     told = program.memory_analysis()
-    return (
-        told.argument_size_in_bytes
-        + told.temp_size_in_bytes
-        + told.output_size_in_bytes
-        - told.alias_size_in_bytes
-    )
+    fixed = told.argument_size_in_bytes + told.output_size_in_bytes - told.alias_size_in_bytes
+    return _Needs(config, float(fixed + told.temp_size_in_bytes), float(fixed))
 
 
 def save_products(config: TrainConfig) -> bool | None:

@@ -7,8 +7,12 @@ on. The latest `KEEP` are kept, each with the best slots so far. The settings li
 checkpoints: a run goes on only with the ones it began with.
 """
 
+import contextlib
 import json
 import logging
+import sys
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -120,7 +124,8 @@ class TrainingCheckpoints:
             state=ocp.args.StandardRestore(shapes), progress=ocp.args.JsonRestore()
         )
         try:
-            saved = self._manager.restore(step, args=wanted)
+            with _last_words_unheard():
+                saved = self._manager.restore(step, args=wanted)
             if not saved["progress"]:  # `save` always writes it
                 raise ValueError("its progress is gone")
         except Exception as error:  # Orbax and TensorStore have many kinds
@@ -129,6 +134,20 @@ class TrainingCheckpoints:
                 f"one before ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
             ) from error
         return (step, saved["progress"]), [saved["state"][str(i)] for i in range(len(leaves))]
+
+
+@contextlib.contextmanager
+def _last_words_unheard() -> Iterator[None]:
+    """Where one array cannot be read, the reads of others end in errors that nobody waits for."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    except Exception:
+        time.sleep(0.5)  # until the last has ended
+        raise
+    finally:
+        sys.unraisablehook = hook
 
 
 def _placed_as(like: Any, array: np.ndarray) -> Any:

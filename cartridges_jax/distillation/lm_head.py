@@ -23,8 +23,8 @@ from cartridges_jax.sharding import ACT_BTD, DATA, MODEL, TOKENS_BT, on_tpu
 
 CHUNK = 128  # most positions of a device whose logits exist at a time
 # On TPU, bytes of these. The head is read anew for each chunk: with 128k words of width 4,096 on a
-# chip, chunks of 24 MiB (which stay in VMEM) take 86 GB of traffic for 2,048 targets, as long as all
-# layers on v6e; those of 96 MiB take 22 GB, and some 6 for the logits themselves.
+# chip, chunks of 24 MiB (which stay in VMEM) take 86 GB of traffic for 2,048 targets, as long as
+# all layers on v6e; those of 96 MiB take 22 GB, and some 6 for the logits themselves.
 LOGITS_ON_TPU = 96 * 2**20
 
 

@@ -27,7 +27,7 @@ class Chip:
     devices: int = 1  # that jax sees of a chip
 
 
-GIB = 2**30
+GIB = float(2**30)
 CHIPS = {
     "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9),
     "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9),

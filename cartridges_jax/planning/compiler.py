@@ -32,9 +32,8 @@ from cartridges_jax.models.transformer import KV, Prefix, Transformer, abstract_
 from cartridges_jax.models.weights import Quantization
 from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis, make_mesh
 
-
-# What libtpu would else ask a cloud for, and complain that nobody answers; and several processes may
-# compile at a time.
+# What libtpu would else ask a cloud for, and complain that nobody answers; and several processes
+# may compile at a time.
 _NO_CLOUD = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",

@@ -22,16 +22,16 @@ class Layout:
     fsdp: bool
     save_products: bool
     cartridges: int = 1
-    weight_bytes: float = 2  # of one weight; 1 for int8
+    weight_bytes: float = 2.0  # of one weight; 1 for int8
 
     @property
     def cartridges_here(self) -> float:
         """Cartridges on a device: all devices of "data" share one, or each has some."""
-        return self.cartridges / self.data if self.cartridges > 1 else 1
+        return self.cartridges / self.data if self.cartridges > 1 else 1.0
 
     def heads_here(self, count: int) -> float:
         """Kv heads on a device."""
-        return count / self.model if count % self.model == 0 else count
+        return count / self.model if count % self.model == 0 else float(count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,5 +146,5 @@ def work_of(config: ModelConfig, training: TrainConfig, layout: Layout) -> Work:
         bytes_moved=moved,
         gathered=gathered,
         summed=summed,
-        tokens=training.rows_per_step * T * layout.cartridges,
+        tokens=float(training.rows_per_step * T * layout.cartridges),
     )

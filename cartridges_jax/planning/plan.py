@@ -177,7 +177,7 @@ def _check(asked: Asked, where: Slice) -> None:
 def _layouts(asked: Asked, where: Slice) -> Iterator[tuple[TrainConfig, Layout]]:
     """Every way that a step may lie on the devices of a slice."""
     c, rows = asked.config, asked.training.rows_per_step
-    weight_bytes = 1 if asked.quantization == "int8" else 2
+    weight_bytes = 1.0 if asked.quantization == "int8" else 2.0
     sizes = [asked.mesh_model] if asked.mesh_model else [2**i for i in range(9)]
     for model in sizes:
         data = asked.mesh_data or where.devices // model
@@ -254,7 +254,7 @@ def _compile(asked: Asked, guess: Plan) -> Plan | str:
         "received": by_kind(exchanged),
         "largest_gather_bytes": max((one.result_bytes for one in gathered), default=0),
     }
-    return dataclasses.replace(guess, compiled=told, hbm_bytes=program.hbm_bytes)
+    return dataclasses.replace(guess, compiled=told, hbm_bytes=float(program.hbm_bytes))
 
 
 def _gib(size: float) -> str:

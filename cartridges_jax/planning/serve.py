@@ -72,7 +72,7 @@ def _on(asked: Asked, where: Slice, model: int, requests: int, tokens: int) -> S
     data = where.devices // model
     if requests % data:
         return f"{requests} requests cannot be shared out to {data} devices"
-    size = 1 if asked.quantization == "int8" else 2
+    size = 1.0 if asked.quantization == "int8" else 2.0
     heads = c.num_kv_heads / model if c.num_kv_heads % model == 0 else 1.0
     a_token = 2 * 2 * c.num_layers * heads * c.head_dim
     rows = requests / data
@@ -111,4 +111,4 @@ def _compiled(asked: Asked, found: Serving, tokens: int) -> Serving | str:
         return str(error).splitlines()[0][:120]
     if program.hbm_bytes > ROOM * found.where.chip.memory:
         return f"{program.hbm_bytes / 2**30:.1f} GiB a device, compiled"
-    return dataclasses.replace(found, hbm_bytes=program.hbm_bytes, is_compiled=True)
+    return dataclasses.replace(found, hbm_bytes=float(program.hbm_bytes), is_compiled=True)

@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.corpus import Document
 from cartridges_jax.distillation import train as train_module
+from cartridges_jax.distillation.budget import fitted
 from cartridges_jax.distillation.config import TrainConfig
 from cartridges_jax.distillation.job import Job, initialize_cartridge
 from cartridges_jax.distillation.step import Schedule, learning_rate
@@ -208,6 +210,44 @@ def test_jobs_that_cannot_share_steps_are_refused(tiny, tmp_path, change, out, w
     second = Job([DOCUMENT], tmp_path / "data", tmp_path / out, other)
     with pytest.raises(InputError, match=words):
         train_many(tiny, [first, second])
+
+
+def test_a_step_is_cut_to_the_memory_that_it_may_take(tiny, tmp_path):
+    """By the compiler: fewer rows at a time first, then layers that are computed again."""
+    config = dataclasses.replace(CONFIG, rows_per_step=4, num_steps=3)
+    roomy, tight = (
+        fitted(tiny, dataclasses.replace(config, memory_gib=gib), 1) for gib in (1.0, 0.005)
+    )
+    assert (roomy.rows_at_once, roomy.recompute) == (4, "nothing")
+    assert tight.rows_at_once < 4
+    given = dataclasses.replace(config, memory_gib=1.0, rows_at_once=2, recompute="layers")
+    assert fitted(tiny, given, 1) == given
+    assert fitted(tiny, config, 1).recompute == "auto"  # a CPU says nothing of its memory
+    with pytest.raises(InputError, match=r"a step needs .* GiB of each device at least, and may"):
+        fitted(tiny, dataclasses.replace(config, memory_gib=1e-5, rows_at_once=1), 1)
+    want = run(tiny, tmp_path, "roomy", roomy)
+    again = dataclasses.replace(config, memory_gib=1.0, recompute="layers")
+    np.testing.assert_allclose(run(tiny, tmp_path, "tight", again).keys, want.keys, atol=1e-5)
+
+
+def test_a_step_moves_nothing_between_host_and_devices(tiny, tmp_path, monkeypatch):
+    real, calls = train_module.make_train_step, []
+
+    def guarded(*args):
+        step = real(*args)
+
+        def run_step(learning, given, base, batch):
+            with jax.transfer_guard("disallow"):
+                calls.append(step(learning, given, base, batch))
+            return calls[-1]
+
+        return run_step
+
+    monkeypatch.setattr(train_module, "make_train_step", guarded)
+    run(tiny, tmp_path, "run", dataclasses.replace(CONFIG, num_steps=3))
+    assert len(calls) == 3
+    with jax.transfer_guard("disallow"), pytest.raises(Exception, match="transfer"):
+        jax.jit(lambda x: x + 1)(np.ones(3))  # what the guard is for
 
 
 def test_frozen_slots_stay_and_the_others_move(tiny, tmp_path):

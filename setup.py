@@ -48,7 +48,7 @@ setup(
     extras_require={
         "serve": ["aiohttp>=3.10"],
         "metrics": ["tensorboardX>=2.6"],
-        "experiments": ["tensorboardX>=2.6"],
+        "experiments": ["sacrebleu>=2.4", "tensorboardX>=2.6"],
         "parity": ["torch>=2.13", "transformers>=5.23", "peft>=0.21"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],

@@ -20,6 +20,7 @@ from cartridges_jax.errors import InputError
 from cartridges_jax.language_model import LanguageModel
 
 SPAN_TOKENS = 64  # length of a sampled span
+SAMPLE_TOKENS = 4096  # of a corpus that tell mean and spread of real KV
 SPANS_FROM = 1 << 20  # tokens of a corpus that spans are drawn from, at most
 
 
@@ -90,9 +91,8 @@ def random_vectors(
     model: LanguageModel, documents: Sequence[Document], num_slots: int, num_frozen: int, seed: int
 ) -> Cartridge:
     """Normal vectors with the mean and spread of real KV in each layer, head and dimension."""
-    read = Beginning.of(model, documents, model.config.window)
-    context = np.asarray(read.context, np.int32)
-    real = model.kv_as_cartridge(context[: model.config.window])
+    read = Beginning.of(model, documents, min(model.config.window, SAMPLE_TOKENS))
+    real = model.kv_as_cartridge(np.asarray(read.context, np.int32)[:SAMPLE_TOKENS])
     slots = []
     for key, values in zip(
         jax.random.split(jax.random.key(seed)), (real.keys, real.values), strict=True

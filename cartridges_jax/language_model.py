@@ -29,10 +29,11 @@ from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.parts import stop_ids
 from cartridges_jax.models.tokenizer import Tokenizer
 from cartridges_jax.models.transformer import KV, Prefix, Transformer
-from cartridges_jax.shapes import few_sizes
+from cartridges_jax.shapes import few_sizes, round_up
 
 _log = logging.getLogger(__name__)
 
+PIECE = 8192  # tokens of a context that are read at a time
 LEAST_PREFIX = 128  # slots; prefixes read from text are padded to few sizes from this one on
 
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -40,11 +41,25 @@ Prompt = str | Sequence[Message] | Sequence[int]
 
 @functools.partial(jax.jit, static_argnames=("with_kv",))
 def _forward(model: Transformer, token_ids, positions, prefix, *, with_kv: bool):
-    hidden, kv = model(token_ids, positions, jnp.zeros_like(token_ids), prefix=prefix)
-    if not with_kv:
-        return model.logits(hidden)
-    # All rows are the same: take the first, without gathering the others.
-    first = (jnp.arange(token_ids.shape[0]) == 0).astype(kv.k.dtype)
+    hidden, kv = model(token_ids, positions, None, prefix=prefix)
+    return _of_first_row(kv) if with_kv else model.logits(hidden)
+
+
+@functools.partial(jax.jit, donate_argnames="kv")
+def _read_piece(model: Transformer, token_ids, positions, kv: KV, length) -> KV:
+    """Reads more tokens behind the first `length` of `kv`, and puts their own KV there."""
+    prefix = Prefix(kv, length, length)
+    _, own = model(token_ids, positions, None, prefix=prefix)
+    own = _of_first_row(own)
+    return KV(*(
+        jax.lax.dynamic_update_slice(x, new, (0, length, 0, 0))
+        for x, new in zip(kv, own, strict=True)
+    ))  # fmt: skip
+
+
+def _of_first_row(kv: KV) -> KV:
+    """Of rows that are the same the first, without gathering the others: [L, T, K, H]."""
+    first = (jnp.arange(kv.k.shape[1]) == 0).astype(kv.k.dtype)
     first = jax.sharding.reshard(first, P(sharding.DATA))
     spec = P(None, None, sharding.head_axis(kv.k.shape[3]), None)
     return KV(*(jnp.einsum("LBPKH,B->LPKH", x, first, out_sharding=spec) for x in kv))
@@ -155,12 +170,36 @@ class LanguageModel:
         return Cartridge(keys, values, num_frozen=num_frozen, provenance=made_of)
 
     def read(self, token_ids: Any) -> Prefix:
-        """Runs tokens [T] once and returns their KV as a prefix, padded to few distinct sizes."""
+        """Runs tokens [T] once and returns their KV as a prefix, padded to few distinct sizes.
+
+        More than `PIECE` are read piece by piece, so that memory beside the KV does not grow.
+        """
         ids = self._checked(token_ids)
+        if len(ids) > PIECE:
+            return self._read_in_pieces(ids)
         width = few_sizes(len(ids), LEAST_PREFIX)
         rows = np.zeros((self.mesh.shape[sharding.DATA], width), np.int32)
         rows[:, : len(ids)] = ids
         kv = self._run(rows, None, with_kv=True)
+        length = jnp.asarray(len(ids), jnp.int32)
+        return Prefix(kv, length, length)
+
+    def _read_in_pieces(self, ids: np.ndarray) -> Prefix:
+        c = self.config
+        width = round_up(len(ids), PIECE)
+        tokens = np.zeros((self.mesh.shape[sharding.DATA], width), np.int32)
+        tokens[:, : len(ids)] = ids
+        positions = np.broadcast_to(np.arange(width, dtype=np.int32), tokens.shape)
+        with jax.set_mesh(self.mesh):
+            spec = P(None, None, sharding.head_axis(c.num_kv_heads), None)
+            shape = (c.num_layers, width, c.num_kv_heads, c.head_dim)
+            kv = KV(*(jnp.zeros(shape, self.dtype, out_sharding=spec) for _ in range(2)))
+            for start in range(0, width, PIECE):
+                piece = [
+                    sharding.place(self.mesh, x[:, start : start + PIECE], sharding.TOKENS_BT)
+                    for x in (tokens, positions)
+                ]
+                kv = _read_piece(self.transformer, *piece, kv, jnp.int32(start))
         length = jnp.asarray(len(ids), jnp.int32)
         return Prefix(kv, length, length)
 

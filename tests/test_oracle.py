@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from cartridges_jax import language_model
 from cartridges_jax.evaluation.arms import answer, cartridge_arm, control_arms
-from tests.conftest import document_named, make_tiny_model, questions_named
+from tests.conftest import MESHES, document_named, make_tiny_model, questions_named
 
 
 @pytest.mark.parametrize("split", [1, 37, 150, 299])
@@ -35,3 +36,16 @@ def test_holds_on_every_mesh(tiny, mesh):
     cartridge = model.kv_as_cartridge(ids[:30])
     got = np.asarray(model.logits(np.tile(ids[30:], (4, 1)), cartridge))
     assert np.abs(got - want[None]).max() <= 1e-4
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("length", [16, 17, 70])
+def test_a_long_context_is_read_in_pieces(monkeypatch, mesh, length):
+    """The same KV as in one piece, at any length."""
+    model = make_tiny_model(*mesh)
+    ids = np.random.default_rng(length).integers(3, model.config.vocab_size, length)
+    whole = model.kv_as_cartridge(ids)
+    monkeypatch.setattr(language_model, "PIECE", 16)
+    pieces = model.kv_as_cartridge(ids)
+    np.testing.assert_allclose(pieces.keys, whole.keys, atol=2e-5)
+    np.testing.assert_allclose(pieces.values, whole.values, atol=2e-5)

@@ -27,7 +27,8 @@ def mesh():
     return slice_mesh("v5e:4x4", data=8, model=2)
 
 
-@pytest.mark.parametrize("fsdp", [pytest.param(False, marks=pytest.mark.full), True])
+@pytest.mark.full  # `test_plan` compiles a smaller one for every change
+@pytest.mark.parametrize("fsdp", [False, True])
 def test_a_training_step_of_a_1b_model_fits_16_chips(mesh, fsdp):
     """32,768 tokens a step, 2,048 slots, bfloat16 base, float32 slots: under 16 GiB a v5e chip."""
     step = compile_train_step(
@@ -50,13 +51,13 @@ def test_a_training_step_of_a_1b_model_fits_16_chips(mesh, fsdp):
 
 
 def test_the_loss_keeps_no_logits(mesh):
-    """Forward and backward: under 12 % of what the logits of a device's tokens would take."""
+    """Forward and backward: under a fifth of what the logits of a device's tokens would take."""
     rows, length = 16, 2048
     loss = compile_loss(
         LLAMA_3_2_1B, mesh, rows=rows, row_length=length, targets_per_row=length // 2
     )
     local_logits = rows // 8 * length * LLAMA_3_2_1B.vocab_size // 2 * 4
-    assert loss.temporary_bytes < 0.12 * local_logits
+    assert loss.temporary_bytes < 0.2 * local_logits
 
 
 def test_a_decode_loop_of_a_1b_model_copies_no_cache(mesh):

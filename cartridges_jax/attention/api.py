@@ -89,7 +89,10 @@ def attention(
         raise ValueError(f"{S} keys for {T} queries need a query_offset")
     if N % K:
         raise ValueError(f"{N} query heads are no multiple of {K} kv heads")
-    chosen = choose(implementation, q, num_slots, is_cached, return_lse)
+    is_packed = mask.segment_start is not None
+    chosen = choose(implementation, q, num_slots, is_cached, return_lse, is_packed)
+    start = mask.segment_start if is_packed else jnp.zeros((len(q), T), jnp.int32)
+    start = jax.sharding.reshard(start, TOKENS_BT)
     offset = jnp.asarray(mask.query_offset if is_cached else 0, jnp.int32)
 
     def local(q, k, v, prefix_k, prefix_v, segment_start, length, offset):
@@ -105,7 +108,8 @@ def attention(
             return in_groups_of_rows(reference_attention, rows, scale=scale)
         if is_cached:
             return folded_attention(rows, scale=scale)
-        return whole_rows(rows, scale, chosen)
+        causal = chosen == "cudnn" and not is_packed
+        return whole_rows(rows, scale, "cudnn_causal" if causal else chosen)
 
     mapped: Any = jax.shard_map(
         local,
@@ -113,7 +117,7 @@ def attention(
         out_specs=(queries, P(DATA, None, query_heads)),
         check_vma=False,  # the custom VJP inside knows nothing of varying axes
     )
-    out, lse = mapped(q, k, v, *prefix, mask.segment_start, length.astype(jnp.int32), offset)
+    out, lse = mapped(q, k, v, *prefix, start, length.astype(jnp.int32), offset)
     return (out, lse) if return_lse else out
 
 

@@ -28,7 +28,12 @@ _log = logging.getLogger(__name__)
 
 
 def choose(
-    asked: str | None, q: jax.Array, num_slots: int, is_cached: bool, return_lse: bool
+    asked: str | None,
+    q: jax.Array,
+    num_slots: int,
+    is_cached: bool,
+    return_lse: bool,
+    is_packed: bool = True,
 ) -> Implementation:
     """Returns the implementation to run; the choice is logged once with its reason.
 
@@ -38,12 +43,13 @@ def choose(
       num_slots: of the prefix.
       is_cached: whether the row has other keys than those of its queries.
       return_lse: whether the log-sum-exp is wanted too.
+      is_packed: whether rows hold segments that must not see each other.
 
     Raises:
       ValueError: if what is asked for does not exist or cannot serve.
     """
     if asked is not None:
-        reason = _why_not(asked, is_cached, q, return_lse)
+        reason = _why_not(asked, is_cached, q, return_lse, is_packed)
         if reason:
             raise ValueError(f"implementation={asked!r} {reason}")
         return _BY_NAME[asked]
@@ -55,7 +61,7 @@ def choose(
             return _because("pallas", "whole rows on TPU")
         return _because("blocked", f"the Pallas kernel {reason}")
     if jax.default_backend() == "gpu":
-        reason = why_not_cudnn(q, return_lse)
+        reason = why_not_cudnn(q, return_lse, is_packed)
         if reason is None:
             return _because("cudnn", "whole rows on a GPU")
         return _because("blocked", f"cuDNN {reason}")
@@ -74,7 +80,9 @@ def _log_once(message: str) -> None:
     _log.info(message)
 
 
-def _why_not(asked: str, is_cached: bool, q: jax.Array, return_lse: bool) -> str | None:
+def _why_not(
+    asked: str, is_cached: bool, q: jax.Array, return_lse: bool, is_packed: bool
+) -> str | None:
     """Why an implementation that was asked for cannot serve; None if it can."""
     if asked not in _BY_NAME:
         return f"is none of {', '.join(_BY_NAME)}"
@@ -85,7 +93,7 @@ def _why_not(asked: str, is_cached: bool, q: jax.Array, return_lse: bool) -> str
     if asked == "pallas":
         elsewhere = "needs a TPU; elsewhere 'pallas_interpret' runs the kernels, slowly"
         return _why_not_mosaic(q) or (None if on_tpu() else elsewhere)
-    return why_not_cudnn(q, return_lse) if asked == "cudnn" else None
+    return why_not_cudnn(q, return_lse, is_packed) if asked == "cudnn" else None
 
 
 def _why_not_mosaic(q: Any) -> str | None:

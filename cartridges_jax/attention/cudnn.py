@@ -5,12 +5,12 @@ share is never repeated: all rows' queries are one long row to it. Backward, eac
 joined output and log-sum-exp, with which its scores turn into the probabilities of the one softmax
 over both; so both give parts of the true gradients. `jax.nn.dot_product_attention` cannot do that,
 as it drops the gradient of the log-sum-exp and rounds it to half precision: the calls beneath it
-are used, which jax keeps private (the same from 0.10.2 to 0.11.2). Segments are a bias that rows'
-heads share, and the blocks above the diagonal are skipped.
+are used, which jax keeps private (the same from 0.10.2 to 0.11.2). Segments of packed rows are a
+bias that rows' heads share, and the blocks above the diagonal are skipped.
 
-Time grows with B * N * T * (P + T / 2), temporaries with B * T * T for the bias, twice q for the
-parts; saved for the backward are the inputs, the output and one float32 per query and head. The
-gradient of a shared prefix is summed over rows in float32 and rounded once.
+Time grows with B * N * T * (P + T / 2), temporaries with B * T * T for the bias of packed rows,
+twice q for the parts; saved for the backward are the inputs, the output and one float32 per query
+and head. The gradient of a shared prefix is summed over rows in float32 and rounded once.
 """
 
 import functools
@@ -55,7 +55,7 @@ def _what_is_missing() -> str | None:
     return None
 
 
-def why_not_cudnn(q: jax.Array, return_lse: bool) -> str | None:
+def why_not_cudnn(q: jax.Array, return_lse: bool, is_packed: bool = True) -> str | None:
     """Why cuDNN cannot serve whole rows of these queries; None if it can."""
     if jax.default_backend() != "gpu":
         return f"needs a GPU; jax runs on {jax.default_backend()}"
@@ -67,7 +67,7 @@ def why_not_cudnn(q: jax.Array, return_lse: bool) -> str | None:
         return f"serves heads of a multiple of 8 up to {MOST_HEAD_DIM}, not {q.shape[-1]}"
     if q.shape[1] % 2:
         return f"serves rows of an even length, not {q.shape[1]}"
-    mask = q.shape[0] * q.shape[1] ** 2
+    mask = q.shape[0] * q.shape[1] ** 2 if is_packed else 0
     if mask > MOST_MASK:
         return f"serves masks of at most {MOST_MASK / 2**29:.0f} GiB, not {mask / 2**29:.0f}"
     if return_lse:
@@ -96,14 +96,15 @@ def _lengths(q: jax.Array, prefix_length: jax.Array) -> tuple[jax.Array, jax.Arr
     return jnp.full((1,), q.shape[1], jnp.int32), slots
 
 
-def cudnn_forward(rows: Rows, *, scale: float) -> Attended:
+def cudnn_forward(rows: Rows, *, scale: float, is_packed: bool = True) -> Attended:
     """Attended values and log-sum-exp of whole rows; on a GPU alone."""
     q, k, v, prefix_k, prefix_v, segment_start, prefix_length, _ = rows
     B, T, N, _ = q.shape
     fused = _calls()
     options: Any = {"scale": scale, "return_residual": True}
+    bias = _bias(segment_start, q.dtype) if is_packed else None
     own: Any = fused.dot_product_attention(
-        q, k, v, bias=_bias(segment_start, q.dtype), mask_type=fused.MaskType.CAUSAL, **options
+        q, k, v, bias=bias, mask_type=fused.MaskType.CAUSAL, **options
     )
     out, lse = own[0], own[1].swapaxes(1, 2)
     if not prefix_k.shape[0]:
@@ -121,7 +122,9 @@ def cudnn_forward(rows: Rows, *, scale: float) -> Attended:
     return (own_share * out + share * out_p).astype(q.dtype), joined
 
 
-def cudnn_backward(rows: Rows, back: Backward, *, scale: float) -> tuple[jax.Array, ...]:
+def cudnn_backward(
+    rows: Rows, back: Backward, *, scale: float, is_packed: bool = True
+) -> tuple[jax.Array, ...]:
     """Gradients of q, k, v, prefix_k and prefix_v in their dtypes.
 
     `back.delta` is not used: the kernels sum out * d_out themselves.
@@ -129,7 +132,7 @@ def cudnn_backward(rows: Rows, back: Backward, *, scale: float) -> tuple[jax.Arr
     q, k, v, prefix_k, prefix_v, segment_start, prefix_length, _ = rows
     out, lse, _, d_out = back
     fused = _calls()
-    bias = _bias(segment_start, q.dtype)
+    bias = _bias(segment_start, q.dtype) if is_packed else None
     d_q, d_k, d_v = _part_gradients(
         q, k, v, bias, None, lse, out, d_out, scale, fused.MaskType.CAUSAL
     )

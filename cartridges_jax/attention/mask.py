@@ -19,7 +19,7 @@ class Mask(NamedTuple):
     slots of the prefix, and keys `segment_start[b, t]` up to its own, which it always sees.
     """
 
-    segment_start: Int[Array, "B T"]  # below 0 is 0
+    segment_start: Int[Array, "B T"] | None  # below 0 is 0; None: each row is one segment
     # None, and more than there are: all slots. Where rows come in groups, one for each group.
     prefix_length: Int[Array, "*C"] | int | None = None
     query_offset: Int[Array, ""] | int | None = None  # None: whole rows, with as many keys; 0

@@ -49,6 +49,9 @@ def _passes(implementation: str) -> tuple[Callable[..., Attended], Callable[...,
             passes = folded_attention, blocked_backward
         case "cudnn":
             passes = cudnn_forward, cudnn_backward
+        case "cudnn_causal":  # rows of one segment
+            both = (cudnn_forward, cudnn_backward)
+            passes = tuple(functools.partial(one, is_packed=False) for one in both)
         case "pallas" | "pallas_interpret":
             how = {"interpret": implementation == "pallas_interpret"}
             return (

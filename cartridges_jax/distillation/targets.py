@@ -58,7 +58,7 @@ def _score(
         token_ids.shape,
         out_sharding=TOKENS_BT,
     )
-    hidden, _ = model(token_ids, positions, jnp.zeros_like(token_ids), prefix=prefix)
+    hidden, _ = model(token_ids, positions, None, prefix=prefix)
     return top_log_probabilities(model, gather_positions(hidden, index), top)
 
 

@@ -185,7 +185,7 @@ class Transformer(nnx.Module):
         self,
         token_ids: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-        segment_start: Int[Array, "B T"],
+        segment_start: Int[Array, "B T"] | None,
         *,
         prefix: Prefix | None = None,
         save_products: bool | None = None,
@@ -195,7 +195,8 @@ class Transformer(nnx.Module):
         Args:
           token_ids: the rows.
           positions: rope position of each token; with a prefix they start at its next position.
-          segment_start: index in the row of the first token of each token's own segment.
+          segment_start: index in the row of the first token of each token's own segment; None where
+            a row is one.
           prefix: seen by every token of every row; None for none. It may have an axis C behind L,
             for C groups of rows, one after the other.
           save_products: whether a backward pass finds the layers' products, or computes them again

@@ -13,12 +13,16 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 _ARRAY = re.compile(r"\b(pred|s8|u8|bf16|f16|s32|u32|f32)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(
-    rf"= (?P<result>.+?) (?P<kind>{'|'.join(KINDS)})(?:-start)?\(.*?channel_id=(?P<channel>\d+)"
+    rf"(?P<name>%[\w.\-]+) = (?P<result>.+?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\("
+    r".*?channel_id=(?P<channel>\d+)"
 )
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%(?P<name>[\w.\-]+) \(.*\{$")
 _CALLS = re.compile(r"(?:calls|to_apply|called_computations)=\{?%([\w.\-]+)")
 _WHILE = re.compile(r"condition=%([\w.\-]+), body=%([\w.\-]+)")
-_LIMIT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
+_CONSTANT = re.compile(r"(%\S+) = [su]32\[\]\S* constant\((\d+)\)")
+_ELEMENT = re.compile(r"(%\S+) = [su]32\[\]\S* get-tuple-element\(%[^)]*\), index=(\d+)")
+_COMPARED = re.compile(r"compare\((%[^,\s]+), (%[^)\s]+)\), direction=LT")
+_ADDED = re.compile(r"= [su]32\[\]\S* add\((%[^,\s]+), (%[^)\s]+)\)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +50,18 @@ def collectives_of(hlo: str) -> list[Collective]:
             if match is None or not runs[name]:
                 continue
             shapes = tuple(f"{kind}[{size}]" for kind, size in _ARRAY.findall(match["result"]))
+            if match["start"] and match["kind"] in ("all-gather", "collective-permute"):
+                shapes = shapes[1:2]  # what comes in; the first is what goes out
             size, group = sum(map(_size, shapes)), _group_size(line)
             one = Collective(
                 match["kind"], shapes, runs[name],
                 runs[name] * size * _share(match["kind"], group),
             )  # fmt: skip
-            before = found.get(match["channel"])
-            if before is None or before.runs < one.runs:
-                found[match["channel"]] = one
+            # What is passed on from device to device has a channel for many steps.
+            passed_on = match["kind"] == "collective-permute"
+            key = match["name"] if passed_on else match["channel"]
+            if key not in found or found[key].runs < one.runs:
+                found[key] = one
     return sorted(found.values(), key=lambda one: -one.received)
 
 
@@ -109,7 +117,7 @@ def _computations(hlo: str) -> dict[str, list[str]]:
 
 
 def _runs(parts: dict[str, list[str]]) -> dict[str, int]:
-    """How often each computation runs; a loop's limit is the constant that its condition holds."""
+    """How often each computation runs."""
     runs: dict[str, int] = collections.Counter({"": 1})
     todo = [""]
     while todo:
@@ -118,10 +126,31 @@ def _runs(parts: dict[str, list[str]]) -> dict[str, int]:
             called = dict.fromkeys(_CALLS.findall(line), runs[name])
             loop = _WHILE.search(line)
             if loop:
-                limits = [int(n) for text in parts[loop[1]] for n in _LIMIT.findall(text)]
-                called[loop[2]] = runs[name] * max(limits, default=1)
+                called[loop[2]] = runs[name] * _trips(parts[loop[1]], parts[loop[2]])
             for target, count in called.items():
                 if runs[target] < count:
                     runs[target] = count
                     todo.append(target)
     return runs
+
+
+def _trips(condition: list[str], body: list[str]) -> int:
+    """How often a loop runs whose counter goes from 0 to a constant; 1 where it is none of these.
+
+    A loop that was unrolled adds more than 1 to its counter, the largest number it adds.
+    """
+    text, inside = "\n".join(condition), "\n".join(body)
+    compared = _COMPARED.search(text)
+    limit = dict(_CONSTANT.findall(text)).get(compared[2]) if compared else None
+    if compared is None or limit is None:
+        return 1
+    place = dict(_ELEMENT.findall(text)).get(compared[1])
+    counters = {name for name, index in _ELEMENT.findall(inside) if index == place}
+    constants = dict(_CONSTANT.findall(inside))
+    steps = [
+        int(constants[b])
+        for pair in _ADDED.findall(inside)
+        for a, b in (pair, pair[::-1])
+        if a in counters and b in constants
+    ]
+    return int(limit) // max(steps, default=1)

@@ -84,7 +84,8 @@ class Plan:
         chip, told = self.where.chip, self.compiled.get("received")
         gathered, summed = self.work.gathered, self.work.summed
         if told is not None:
-            gathered = told.get("all-gather", 0.0)
+            # Where the compiler gathers a matrix piece by piece, its parts are passed on.
+            gathered = told.get("all-gather", 0.0) + told.get("collective-permute", 0.0)
             summed = sum(told.values()) - gathered
         return {
             "products": self.work.flops / chip.flops / share,

@@ -73,14 +73,20 @@ def test_memory_grows_with_what_it_should():
 
 HLO = """
 %body (p: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %i.1 = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %one = s32[]{:T(128)} constant(1)
+  %two = s32[]{:T(128)} constant(2)
+  %half = s32[]{:T(128)} add(%i.1, %one)
+  %next = s32[]{:T(128)} add(%i.1, %two)
   %all-gather.1 = bf16[16,4]{1,0} all-gather(%x), channel_id=7, replica_groups=mesh['a'=2] {'a'}
 }
 %done (p: bf16[8,4]) -> bf16[16,4] {
   %all-gather.2 = bf16[16,4]{1,0} all-gather(%x), channel_id=7, replica_groups=[4,2]<=[8]
 }
 %condition (p: (s32[], bf16[8,4])) -> pred[] {
-  %constant.1 = s32[]{:T(128)} constant(5),
-  ROOT %lt = pred[] compare(%i, %constant.1), direction=LT
+  %constant.1 = s32[]{:T(128)} constant(10)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %constant.1), direction=LT
 }
 ENTRY %main (a: f32[8]) -> f32[8] {
   %while.1 = (s32[], bf16[8,4]) while(%t), condition=%condition, body=%body

@@ -1,7 +1,6 @@
 """What the launch scripts of public benchmarks share: flags, study, training, the small model."""
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +20,8 @@ from cartridges_jax.presets import preset
 from cartridges_jax.self_study.config import SynthesisConfig
 from cartridges_jax.self_study.run import synthesize
 from cartridges_jax.sharding import make_mesh
+from experiments.small_model import SMALL_MODEL
 
-SMALL_MODEL = pathlib.Path(__file__).parent.parent / "tests" / "data" / "test_model"
 OUT = flags.DEFINE_string("out", "runs/paper", "Folder for everything that is made.")
 DATA_DIR = flags.DEFINE_string("data_dir", "runs/sets", "Where the data set is kept.")
 MODEL = flags.DEFINE_string("model", "", "Of the base; empty: what the script says.")

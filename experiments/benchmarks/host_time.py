@@ -27,8 +27,8 @@ from cartridges_jax.distillation.config import TrainConfig
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.loading import load_model
 from cartridges_jax.shards import ShardSet
-from experiments.paper_run import SMALL_MODEL
 from experiments.record import write_result
+from experiments.small_model import SMALL_MODEL
 
 _OUT = flags.DEFINE_string("out", "experiments/results/host_time.json", "Result file.")
 _STEP_SECONDS = flags.DEFINE_float("step_seconds", 1.5, "Of the stand-in for devices.")

@@ -24,8 +24,8 @@ from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.corpus import read_corpus
 from cartridges_jax.loading import load_model
 from experiments.embedded_world.text_rows import text_targets
-from experiments.paper_run import SMALL_MODEL
 from experiments.record import write_result
+from experiments.small_model import SMALL_MODEL
 
 _OUT = flags.DEFINE_string("out", "experiments/results/many_cartridges.json", "Result file.")
 _COUNT = flags.DEFINE_integer("count", 64, "Cartridges.")

@@ -9,7 +9,6 @@ not grow with the units that there are.
 """
 
 import bisect
-import collections
 import contextlib
 import hashlib
 import itertools
@@ -17,24 +16,21 @@ import json
 import os
 import pathlib
 import re
-import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 
 from cartridges_jax import distributed, files
 from cartridges_jax.config import digest, first_difference
 from cartridges_jax.errors import InputError
 from cartridges_jax.metrics import progress
+from cartridges_jax.record_files import Readers, hash_of, opened, parcel, write_file
 
 PACK_RECORDS, PACK_UNITS = 1024, 256  # so many in files of their own become one file
-OPEN_FILES = 32
 EXCHANGED = 16  # units that a process gives others at a time
-_WRITER_OPTIONS = "group_size:1,zstd:3"  # every record can be read on its own
 
 
 class _Place(NamedTuple):
@@ -68,7 +64,7 @@ class ShardSet:
         self._packs = 0
         self._id = ""  # of the manifest: another one of the same name is another set
         self._listed = 0  # bytes of the manifest that are in this object
-        self._readers = _Readers()
+        self._readers = Readers()
 
     @classmethod
     def open(cls, folder: epath.PathLike, name: str, inputs: dict[str, Any]) -> "ShardSet":
@@ -166,10 +162,10 @@ class ShardSet:
           InputError: if another process has begun the set anew from other inputs, or the disk is
             full.
         """
-        unit = {"unit": index, "records": len(records), "sha256": _hash(records), **facts}
+        unit = {"unit": index, "records": len(records), "sha256": hash_of(records), **facts}
         path = self._own_file(index, unit["sha256"])
         if records:
-            self._write_file(path, records, commit=False)
+            write_file(path, records, commit=False)
         with files.locked(self.folder):
             try:
                 self.refresh()
@@ -200,21 +196,11 @@ class ShardSet:
                 self._unpackable.add(index)
         own = [self.path(index) for index in indices]
         path = self.folder / f"{self.name}-pack-{self._packs:05d}.array_record"
-        self._write_file(path, list(itertools.chain.from_iterable(found)))
+        write_file(path, list(itertools.chain.from_iterable(found)))
         starts = itertools.accumulate(map(len, found), initial=0)
         self._append({"pack": path.name, "units": list(zip(indices, starts, strict=False))})
         for file in own:
             file.unlink(missing_ok=True)
-
-    def _write_file(self, path: epath.Path, records: Sequence[bytes], commit: bool = True) -> None:
-        temporary = files.temporary_name(path)
-        with files.writing(path):
-            writer = ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
-            for record in records:
-                writer.write(record)
-            writer.close()
-            if commit:
-                files.commit(temporary, path)
 
     def _append(self, entry: dict[str, Any]) -> None:
         """Adds a line to the manifest, whole or not at all; the folder is locked."""
@@ -257,9 +243,9 @@ class ShardSet:
                 return
             giver = {i: next(p for p, has in enumerate(held) if i in has) for i in lacking}
             mine = [i for i in lacking if giver[i] == distributed.index()][:EXCHANGED]
-            parcel = _parcel([(i, self.units[i], self.records(i)) for i in mine])
-            for other in distributed.from_all(parcel):
-                for index, facts, records in _opened(other):
+            given = parcel([(i, self.units[i], self.records(i)) for i in mine])
+            for other in distributed.from_all(given):
+                for index, facts, records in opened(other):
                     if index not in own:
                         self.write(index, records, **facts)
 
@@ -337,7 +323,7 @@ class ShardSet:
         """
         unit = self.units[index]
         records = self.rows(index, 0, unit["records"]) if unit["records"] else []
-        if len(records) != unit["records"] or _hash(records) != unit["sha256"]:
+        if len(records) != unit["records"] or hash_of(records) != unit["sha256"]:
             raise InputError(
                 f"{self.path(index)} is damaged: {len(records)} records of unit {index}, "
                 f"{unit['records']} expected, or their hash differs; remove {self._manifest.name} "
@@ -408,50 +394,3 @@ class Records:
         row = int(index) - (self._ends[at - 1] if at else 0)
         [record] = self._shards.rows(self._indices[at], row, row + 1)
         return record
-
-
-class _Readers:
-    """Open files, the last ones that were used; one thread reads at a time."""
-
-    def __init__(self):
-        self._open: collections.OrderedDict[tuple[Any, ...], Any] = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    def read(self, path: epath.Path, start: int, stop: int) -> list[bytes]:
-        """Reads records of a file."""
-        stat = pathlib.Path(path).stat()
-        key = (os.fspath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        with self._lock:
-            reader = self._open.pop(key, None) or ArrayRecordReader(key[0])
-            self._open[key] = reader
-            while len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
-            if reader.num_records() < stop:
-                raise IndexError(f"it holds {reader.num_records()} records, {stop} expected")
-            return reader.read(start, stop)
-
-
-def _parcel(units: Sequence[tuple[int, dict[str, Any], list[bytes]]]) -> bytes:
-    """Units as bytes: what the manifest says of each, its records' lengths, and these."""
-    told = [[index, facts, list(map(len, records))] for index, facts, records in units]
-    head = json.dumps(told).encode()
-    return b"".join([len(head).to_bytes(8, "little"), head, *(r for u in units for r in u[2])])
-
-
-def _opened(parcel: bytes) -> Iterator[tuple[int, dict[str, Any], list[bytes]]]:
-    """The inverse of `_parcel`."""
-    at = 8 + int.from_bytes(parcel[:8], "little")
-    for index, facts, lengths in json.loads(parcel[8:at]):
-        records = []
-        for length in lengths:
-            records.append(parcel[at : at + length])
-            at += length
-        yield index, {k: v for k, v in facts.items() if k not in ("records", "sha256")}, records
-
-
-def _hash(records: Sequence[bytes]) -> str:
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(len(record).to_bytes(8, "little"))
-        digest.update(record)
-    return digest.hexdigest()

@@ -10,7 +10,17 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent / "cartridges_jax"
 # Each part may import those before it, and itself.
 LAYERS = (
-    ("errors", "config", "files", "shapes", "distributed", "sharding", "metrics", "shards"),
+    (
+        "errors",
+        "config",
+        "files",
+        "shapes",
+        "distributed",
+        "sharding",
+        "metrics",
+        "record_files",
+        "shards",
+    ),
     ("attention",),
     ("models", "corpus"),
     ("cartridge", "cartridge_file"),

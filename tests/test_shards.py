@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from cartridges_jax import files
+from cartridges_jax import files, record_files
 from cartridges_jax import shards as shards_module
 from cartridges_jax.errors import InputError
 from cartridges_jax.shards import Records, ShardSet
@@ -331,7 +331,7 @@ def test_two_processes_that_are_killed_lose_nothing(tmp_path):
 
 def test_few_files_are_open(tmp_path, monkeypatch):
     packed(monkeypatch, 10**9, 10**9)
-    monkeypatch.setattr(shards_module, "OPEN_FILES", 4)
+    monkeypatch.setattr(record_files, "OPEN_FILES", 4)
     made = ShardSet.open(tmp_path, "things", {})
     for index in range(30):
         made.write(index, [b"x%d" % index])

@@ -27,7 +27,7 @@ from cartridges_jax.distillation.config import TrainConfig
 from cartridges_jax.distillation.loss import LossSums, Targets, TopJ, distillation_loss
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.transformer import Prefix, Transformer
-from cartridges_jax.sharding import DATA, head_axis, place
+from cartridges_jax.sharding import DATA, head_axis, place, without_data
 
 ADAM_B1, ADAM_B2 = 0.9, 0.95
 PARTS = P(None, DATA)  # of a batch: parts, and their rows
@@ -245,17 +245,24 @@ def prefix_loss(
     return distillation_loss(base, hidden, targets, kind)
 
 
-def make_train_step(graphdef: Any, kind: TopJ = "top_j", save_products: bool | None = None) -> Any:
+def make_train_step(
+    graphdef: Any,
+    kind: TopJ = "top_j",
+    save_products: bool | None = None,
+    one_by_one: bool = False,
+) -> Any:
     """Returns the jitted step: learning, given, base, batch to what was learned, and figures [C].
 
     The batch is as `place_batch` makes it. Gradients of its parts are added up in float32, each
     the share of all the step's targets: activations are those of one part.
+
+    With `one_by_one` cartridges take turns inside of the step, each with the products that it would
+    have alone: the same bits, and the activations of one. For one device, where longer products are
+    no faster: a CPU.
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def train_step(
-        learning: Learning, given: Given, base: Transformer, batch: dict[str, jax.Array]
-    ):
+    def gradients(trainable: Any, given: Given, base: Transformer, batch: dict[str, jax.Array]):
+        """Gradients, loss sums and numbers of targets of the cartridges whose rows these are."""
         C = len(given.length)
         count = jnp.maximum(_of_each(_all_parts(batch["target_weight"]).sum(1), C), 1.0)
 
@@ -270,16 +277,47 @@ def make_train_step(graphdef: Any, kind: TopJ = "top_j", save_products: bool | N
 
         gradient = jax.grad(share_of_loss, has_aux=True)
         if batch["token_ids"].shape[0] == 1:
-            grads, sums = gradient(learning.trainable, jax.tree.map(lambda x: x[0], batch))
-        else:
-            nothing = LossSums(*(jnp.zeros_like(count) for _ in LossSums._fields))
-            zeros = jax.tree.map(jnp.zeros_like, learning.trainable)
+            return *gradient(trainable, jax.tree.map(lambda x: x[0], batch)), count
+        nothing = LossSums(*(jnp.zeros_like(count) for _ in LossSums._fields))
+        zeros = jax.tree.map(jnp.zeros_like, trainable)
 
-            def add(total, part):
-                return jax.tree.map(jnp.add, total, gradient(learning.trainable, part)), None
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, gradient(trainable, part)), None
 
-            (grads, sums), _ = jax.lax.scan(add, (zeros, nothing), batch)
+        return *jax.lax.scan(add, (zeros, nothing), batch)[0], count
 
+    def in_turn(trainable: Any, given: Given, base: Transformer, batch: dict[str, jax.Array]):
+        """The same, one cartridge after the other."""
+        C = len(given.length)
+
+        def own(x: jax.Array, place: jax.Array) -> jax.Array:
+            spec = without_data(jax.typeof(x).sharding.spec)
+            part = jax.lax.dynamic_slice_in_dim(x, place, 1, _axis(x))
+            return jax.sharding.reshard(part, spec)
+
+        def one(place: jax.Array) -> Any:
+            of_one = [jax.tree.map(lambda x: own(x, place), tree) for tree in (trainable, given)]
+            rows = {
+                name: jax.lax.dynamic_slice_in_dim(x, place * x.shape[1] // C, x.shape[1] // C, 1)
+                for name, x in batch.items()
+            }
+            found = gradients(of_one[0], of_one[1], base, rows)
+            return jax.tree.map(lambda x: x.squeeze(_axis(x)), found)
+
+        grads, sums, count = jax.lax.map(one, jnp.arange(C))
+        grads = jax.tree.map(
+            lambda g, x: jax.sharding.reshard(jnp.moveaxis(g, 0, 1), jax.typeof(x).sharding.spec),
+            grads,
+            trainable,
+        )
+        return grads, sums, count
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(
+        learning: Learning, given: Given, base: Transformer, batch: dict[str, jax.Array]
+    ):
+        run = in_turn if one_by_one else gradients
+        grads, sums, count = run(learning.trainable, given, base, batch)
         learning, norms = _learned(learning, grads, given.schedule)
         figures = {"loss": sums.loss / count, "kl": sums.kl / count, "grad_norm": norms}
         return learning, jax.tree.map(lambda x: jax.sharding.reshard(x, P(None)), figures)

@@ -44,7 +44,7 @@ from cartridges_jax.distillation.step import (
 from cartridges_jax.errors import DiskError, InputError, StoppedError
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import progress
-from cartridges_jax.sharding import DATA
+from cartridges_jax.sharding import DATA, on_cpu
 
 # What cartridges that share their steps must have in common: the shapes and the loss of a step.
 SHARED = (
@@ -206,8 +206,10 @@ class _Loop:
             if self._places is None:
                 config = self._shared
                 self._places = no_cartridges(one, self._count, config.num_slots)
-                saved = save_products(config)
-                self._step = make_train_step(graph_of(config), config.loss, saved)
+                one_by_one = self._count > 1 and self._model.mesh.size == 1 and on_cpu()
+                self._step = make_train_step(
+                    graph_of(config), config.loss, save_products(config), one_by_one
+                )
             self._places = put(self._places, place, one)
         self._rows[place] = next(training.rows)
 

@@ -148,9 +148,9 @@ def entry_point() -> Any:
 
 
 def _leaves_others() -> bool:
-    """Whether this is one of several processes."""
+    """Whether this is one of several processes; no backend is started to find out."""
     jax = sys.modules.get("jax")
-    return jax is not None and jax.process_count() > 1
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 if __name__ == "__main__":

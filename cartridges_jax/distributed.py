@@ -11,7 +11,6 @@ import contextlib
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -20,13 +19,16 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from cartridges_jax import files
 from cartridges_jax.errors import InputError
 
 ResultT = TypeVar("ResultT")
 POLL_S = 1.0  # between two looks at what other processes have finished
 
 
-def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+def start(
+    coordinator: str = "", num_processes: int = 0, process_id: int = -1, saves: bool = False
+) -> None:
     """Joins the processes of one job; call it before anything else of jax.
 
     Args:
@@ -34,6 +36,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
         tell it.
       num_processes: of the job.
       process_id: of this process, from 0.
+      saves: whether SIGTERM is waited for by `stopping`; else it ends a process at once.
 
     Raises:
       InputError: if they cannot be found.
@@ -43,6 +46,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
         raise InputError("coordinator, num_processes and process_id must be given together")
     if all(given) and not process_id < num_processes:
         raise InputError(f"{process_id=} must be below {num_processes=}")
+    jax.config.update("jax_enable_preemption_service", saves)
     try:
         if all(given):
             jax.distributed.initialize(coordinator, num_processes, process_id)
@@ -80,10 +84,10 @@ def disk_is_shared(folder: epath.Path) -> bool:
     """Whether all processes see the same files in a folder that each of them has."""
     if jax.process_count() == 1:
         return True
-    mark = folder / f".seen-by-all-{from_all(uuid.uuid4().hex.encode())[0].decode()}"
-    if is_primary():
-        mark.write_bytes(b"")
-    barrier("mark written")
+    # A name as temporary files have, so that one that is left behind is swept away.
+    named = by_primary(lambda: files.temporary_name(folder / "seen-by-all").name)
+    mark = folder / from_all((named or "").encode())[0].decode()
+    by_primary(lambda: files.touch(mark))
     seen = everywhere(mark.exists())
     if is_primary():
         mark.unlink(missing_ok=True)

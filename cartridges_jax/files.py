@@ -131,6 +131,12 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
         commit(temporary, path)
 
 
+def touch(path: epath.Path) -> None:
+    """Makes an empty file; DiskError where the disk is full."""
+    with writing(path):
+        path.write_bytes(b"")
+
+
 def write_json(path: epath.PathLike, value: Any, indent: int | None = 2) -> None:
     """Writes JSON, whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=indent) + "\n").encode())

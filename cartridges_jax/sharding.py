@@ -143,7 +143,7 @@ def multiplies_bfloat16() -> bool:
 
 
 def place(mesh: Mesh, array: np.ndarray | jax.Array, spec: P) -> jax.Array:
-    """Puts an array that is the same on every process onto `mesh` with `spec`."""
+    """Puts an array onto `mesh` with `spec`; each process gives at least what is of its devices."""
     sharding = NamedSharding(mesh, spec)
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)

@@ -30,7 +30,7 @@ from cartridges_jax.metrics import progress
 from cartridges_jax.record_files import Readers, hash_of, opened, parcel, write_file
 
 PACK_RECORDS, PACK_UNITS = 1024, 256  # so many in files of their own become one file
-EXCHANGED = 16  # units that a process gives others at a time
+EXCHANGED = 256 * 2**20  # bytes of units that all processes together hand on at a time
 
 
 class _Place(NamedTuple):
@@ -242,12 +242,23 @@ class ShardSet:
             if not lacking:
                 return
             giver = {i: next(p for p, has in enumerate(held) if i in has) for i in lacking}
-            mine = [i for i in lacking if giver[i] == distributed.index()][:EXCHANGED]
-            given = parcel([(i, self.units[i], self.records(i)) for i in mine])
+            mine = [i for i in lacking if giver[i] == distributed.index()]
+            given = parcel(self._first_of(mine))
             for other in distributed.from_all(given):
                 for index, facts, records in opened(other):
                     if index not in own:
                         self.write(index, records, **facts)
+
+    def _first_of(self, indices: Sequence[int]) -> list[tuple[int, dict[str, Any], list[bytes]]]:
+        """Units to hand on: as many as EXCHANGED bytes take when all do so, and one at least."""
+        found, size = [], 0
+        for index in indices:
+            records = self.records(index)
+            size += sum(map(len, records))
+            if found and size * distributed.count() > EXCHANGED:
+                break
+            found.append((index, self.units[index], records))
+        return found
 
     # ---- reading
 

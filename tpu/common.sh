@@ -18,12 +18,16 @@ on_workers() {
   run gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone="$TPU_ZONE" --worker="$1" --command="$2"
 }
 
-# What the queue says of the slice: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, FAILED, ... or NONE.
+# What the queue says of the slice: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, FAILED, ...; NONE if
+# there is none, UNKNOWN if the question failed.
 slice_state() {
+  local said
   if [ -n "${DRY_RUN:-}" ]; then
     echo "${DRY_RUN_STATE:-ACTIVE}"
+  elif said=$(gcloud compute tpus queued-resources describe "$TPU_NAME" --zone="$TPU_ZONE" \
+    --format='value(state.state)' 2>&1); then
+    echo "$said"
   else
-    gcloud compute tpus queued-resources describe "$TPU_NAME" --zone="$TPU_ZONE" \
-      --format='value(state.state)' 2>/dev/null || echo NONE
+    case "$said" in *NOT_FOUND*) echo NONE ;; *) echo UNKNOWN ;; esac
   fi
 }

@@ -96,12 +96,12 @@ def load_corpus(values: flags.FlagValues) -> "list[Document]":
     return corpus.documents
 
 
-def join_processes(values: flags.FlagValues) -> None:
+def join_processes(values: flags.FlagValues, saves: bool = False) -> None:
     """Finds the other processes of the job, if the flags say that there are some."""
     from cartridges_jax import distributed
 
     if values.distributed or values.coordinator or values.num_processes > 0:
-        distributed.start(values.coordinator, values.num_processes, values.process_id)
+        distributed.start(values.coordinator, values.num_processes, values.process_id, saves)
 
 
 def load_model(

@@ -29,7 +29,7 @@ def run(values: flags.FlagValues) -> None:
     from cartridges_jax import distributed
     from cartridges_jax.demo.run import demo_cartridge, run_demo
 
-    common.join_processes(values)
+    common.join_processes(values, saves=True)
     config = from_flags(config_class(), values)
     model = common.load_model(values)
     several = distributed.count() > 1

@@ -3,16 +3,13 @@
 import dataclasses
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
 from cartridges_jax.commands import common
 from cartridges_jax.config import define_flags, from_flags
 from cartridges_jax.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 HELP = "say what a job would need on devices that are not here"
 PRESET = "paper"
@@ -67,12 +64,17 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> None:
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the accelerators of this machine are not asked
+    import jax
+
     from cartridges_jax import presets
     from cartridges_jax.planning import chips, tell
     from cartridges_jax.planning.plan import Asked, plan, smallest_slice
     from cartridges_jax.planning.serve import plan_serving
 
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")  # the accelerators of this machine are not asked
+    if values.price < 0:
+        raise InputError(f"price must not be below 0, got {values.price}")
     if not 0 < values.share <= 1:
         raise InputError(f"share must be above 0 and at most 1, got {values.share}")
     preset = values.preset if values.preset is not None else PRESET
@@ -94,8 +96,6 @@ def run(values: flags.FlagValues) -> None:
         lines, fields = tell.serving(found)
     else:
         found = plan(asked, where) if where else smallest_slice(asked, candidates[0].kind)
-        if found is None:
-            raise InputError(f"no slice of {values.topology} takes this job")
         lines, fields = tell.training(asked, found, values.share, values.price or None)
     print(json.dumps(fields, indent=2) if values.json else "\n".join(lines))
 
@@ -104,7 +104,8 @@ def _config(name: str) -> Any:
     """The configuration of a model, without a look at its weights."""
     from cartridges_jax import files
     from cartridges_jax.models.config import parse_config
-    from cartridges_jax.models.sources.locate import open_source
+    from cartridges_jax.models.sources.hub import download
+    from cartridges_jax.models.sources.locate import hub_repository, open_source
 
     path = files.local_path(name)
     if path.suffix == ".json" or (path.is_dir() and (path / "config.json").exists()):
@@ -120,7 +121,10 @@ def _config(name: str) -> Any:
         if not isinstance(fields, dict):
             raise InputError(f"{file} is no config.json: it holds no object")
         return parse_config(fields, str(file))
-    return open_source(name).config
+    hub_name = hub_repository(name) if not path.exists() else None
+    if hub_name is not None:  # the configuration alone is downloaded
+        return _config(download(*hub_name, "config.json"))
+    return open_source(name).config()
 
 
 def _with_steps(values: flags.FlagValues, training: Any) -> Any:

@@ -11,7 +11,6 @@ from cartridges_jax.config import define_flags
 from cartridges_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from cartridges_jax.cartridge import Cartridge
     from cartridges_jax.distillation.job import Job
 
 HELP = "distil conversations into a cartridge, or many at once"
@@ -41,7 +40,7 @@ def define(values: flags.FlagValues) -> None:
         "at_once",
         0,
         "With --jobs, cartridges that share a step: 1, or a multiple of the devices that share "
-        "rows. 0: all, but at most 16 a device.",
+        "rows. 0: all, but at most 16 a device (and 1 where there are fewer jobs than devices).",
         flag_values=values,
     )
     define_flags(config_class(), values)
@@ -54,7 +53,7 @@ def run(values: flags.FlagValues) -> None:
     from cartridges_jax.distillation.job import open_targets
     from cartridges_jax.distillation.train import train, train_many
 
-    common.join_processes(values)
+    common.join_processes(values, saves=True)
     jobs = _jobs(values)
     if distributed.count() > 1:  # each scores its part on its own devices
         scorer = common.load_model(values)
@@ -74,9 +73,9 @@ def run(values: flags.FlagValues) -> None:
         made = [train(model, job.documents, job.data, job.out, job.config)]
     failed = [f"{j.out}: {m}" for j, m in zip(jobs, made, strict=True) if isinstance(m, InputError)]
     if distributed.is_primary():
-        for job, cartridge in zip(jobs, made, strict=True):
-            if not isinstance(cartridge, InputError):
-                _tell(values, job, cartridge)
+        for job, found in zip(jobs, made, strict=True):
+            if not isinstance(found, InputError):
+                _tell(values, job, found)
     if failed:
         raise InputError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
 
@@ -91,15 +90,20 @@ def _jobs(values: flags.FlagValues) -> "list[Job]":
         if any(named.values()):
             raise InputError("--jobs says corpus, data and out of each cartridge; leave the flags")
         return read_jobs(values.jobs, config)
+    if values.at_once:
+        raise InputError("--at_once is of --jobs")
     for name, value in named.items():
         if not value:
             raise InputError(f"--{name} must be given; see cartridges train --help")
     return [Job(common.load_corpus(values), named["data"], named["out"], config)]
 
 
-def _tell(values: flags.FlagValues, job: "Job", cartridge: "Cartridge") -> None:
+def _tell(values: flags.FlagValues, job: "Job", found: Any) -> None:
+    """Of a cartridge, or of where it lies."""
+    from cartridges_jax.cartridge import Cartridge
     from cartridges_jax.distillation.job import cartridge_path
 
+    cartridge = found if isinstance(found, Cartridge) else Cartridge.load(found)
     data = cartridge.provenance["data"]
     path = f"--cartridge={shlex.quote(os.fspath(cartridge_path(job.out)))}"
     print(

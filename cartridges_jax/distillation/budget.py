@@ -48,16 +48,18 @@ def fitted(model: LanguageModel, config: TrainConfig, cartridges: int) -> TrainC
     least = float("inf")
     told: _Needs | None = None
     for variant in variants:
-        if told is not None and told.foreseen(variant) > FAR * budget:
+        # Compilers of several processes may count differently; their programs must not.
+        far = told is not None and told.foreseen(variant) > FAR * budget
+        if not distributed.everywhere(not far):
             continue
         told = _needed(model, variant, cartridges)
-        if told.total <= budget:
+        if distributed.everywhere(told.total <= budget):
             return variant
         least = min(least, told.total)
+    needs = f"{least / 2**30:.2f} GiB" if least < float("inf") else "more than there is"
     raise InputError(
-        f"a step needs {least / 2**30:.2f} GiB of each device at least, and may take "
-        f"{budget / 2**30:.2f}; use more devices with --fsdp, --quantization=int8, or lower "
-        "num_slots or row_length"
+        f"a step needs {needs} of each device at least, and may take {budget / 2**30:.2f} GiB; "
+        "use more devices with --fsdp, --quantization=int8, or lower num_slots or row_length"
     )
 
 

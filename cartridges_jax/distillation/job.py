@@ -73,7 +73,7 @@ class Training:
           InputError: on settings or data that cannot work, or a folder begun with others.
         """
         config = job.config
-        check_settings(config, model)
+        check_settings(config)
         self.config, self._model, self._job = config, model, job
         self.folder = files.output_folder(job.out)
         shards = open_targets(model, job.documents, job.data)
@@ -99,7 +99,7 @@ class Training:
         self.step = 0
         self.rows: Any = iter(())
         self._log: MetricsLog | None = None
-        self._saved_at, self._best = 0, {"step": 0, "score": None}
+        self._best = {"step": 0, "score": None}
         self._made = ""
 
     @property
@@ -122,7 +122,7 @@ class Training:
         restored = self._checkpoints.restore((one.learning, self._best_slots))
         if restored is not None:
             self.step, (learning, self._best_slots), told = restored
-            self._best, self._made, self._saved_at = told["best"], told["date"], self.step
+            self._best, self._made = told["best"], told["date"]
             self.rows.set_state(told["data"])
             one = one._replace(learning=learning)
         self._log = MetricsLog(self.folder, self.step) if distributed.is_primary() else None
@@ -156,7 +156,7 @@ class Training:
 
     def save(self, learning: Learning, data: Any) -> None:
         """Begins a checkpoint at this step; `data` is the state of `rows` behind it."""
-        self._made, self._saved_at = _today(), self.step
+        self._made = _today()
         told = {"best": self._best, "data": data, "date": self._made}
         self._checkpoints.save(self.step, (learning, self._best_slots), told)
 
@@ -238,7 +238,7 @@ def initialize_cartridge(
     )
 
 
-def check_settings(config: TrainConfig, model: LanguageModel) -> None:
+def check_settings(config: TrainConfig) -> None:
     """Raises `InputError` for settings that cannot work."""
     check_ranges(config)
     if not 0 <= config.num_frozen < config.num_slots:

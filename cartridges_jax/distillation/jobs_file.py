@@ -59,7 +59,7 @@ def _job(line: str, config: TrainConfig) -> Job:
     corpus, data, out = (fields.pop(name) for name in PATHS)
     hints = typing.get_type_hints(TrainConfig)
     for name, value in fields.items():
-        if name not in hints:
+        if name not in hints or name == "preset":  # whose values the flags have given
             raise InputError(f"{name!r} is neither {', '.join(PATHS)} nor a setting of training")
         fields[name] = _as(hints[name], name, value)
     changed = dataclasses.replace(config, **fields)
@@ -68,9 +68,13 @@ def _job(line: str, config: TrainConfig) -> Job:
 
 
 def _as(hint: Any, name: str, value: Any) -> Any:
-    kind = str if typing.get_origin(hint) is typing.Literal else hint
-    if kind is float and type(value) is int:
+    if typing.get_origin(hint) is typing.Literal:
+        if value not in typing.get_args(hint):
+            choices = ", ".join(typing.get_args(hint))
+            raise InputError(f"{name} must be one of {choices}, got {value!r}")
+        return value
+    if hint is float and type(value) is int:
         return float(value)
-    if type(value) is not kind:
-        raise InputError(f"{name} must be of type {kind.__name__}, got {value!r}")
+    if type(value) is not hint:
+        raise InputError(f"{name} must be of type {hint.__name__}, got {value!r}")
     return value

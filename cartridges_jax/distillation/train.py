@@ -19,9 +19,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import NamedSharding
 
-from cartridges_jax import distributed
+from cartridges_jax import distributed, files
 from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.corpus import Document
 from cartridges_jax.distillation.budget import fitted, save_products
@@ -29,8 +30,10 @@ from cartridges_jax.distillation.config import TrainConfig
 from cartridges_jax.distillation.job import (
     Job,
     Training,
+    cartridge_path,
     check_rows_are_shared,
     check_settings,
+    open_targets,
 )
 from cartridges_jax.distillation.step import (
     PARTS,
@@ -87,7 +90,7 @@ def train(
 
 def train_many(
     model: LanguageModel, jobs: Sequence[Job], at_once: int = 0
-) -> list[Cartridge | InputError]:
+) -> list[epath.Path | InputError]:
     """Trains a cartridge for each job, several in one step; goes on where it was begun before.
 
     Each job ends as if it had been trained alone, but for rounding, and leaves the same folder.
@@ -97,10 +100,11 @@ def train_many(
       jobs: what is to be trained; they may differ in all settings that are not in `SHARED`.
       at_once: cartridges of a step, a multiple of the devices that share rows (each holds its part
         of them), or 1, whose rows these devices share. 0 for as many as there are jobs, but at most
-        16 a device.
+        16 a device, and 1 where there are fewer jobs than devices.
 
     Returns:
-      The cartridges, in the order of the jobs; in place of one that could not be trained, why not.
+      Where the cartridges lie, in the order of the jobs; in place of one that could not be trained,
+      why not. In several processes one that cannot even be opened ends all: they cannot agree.
 
     Raises:
       InputError: if the jobs cannot share steps, or the folder of one is that of another.
@@ -134,7 +138,7 @@ def _check_shared(jobs: Sequence[Job]) -> None:
                 )
         if first.row_shape() != job.config.row_shape():
             raise InputError(f"job {number} ({job.out}) has other targets_per_row than job 1")
-        folder = os.path.realpath(job.out)
+        folder = os.path.realpath(files.local_path(job.out))
         if folder in seen:
             raise InputError(f"jobs {seen[folder]} and {number} have the same out, {job.out}")
         seen[folder] = number
@@ -146,7 +150,7 @@ class _Loop:
     def __init__(self, model: LanguageModel, jobs: Sequence[Job], count: int):
         self._model, self._jobs = model, jobs
         largest = max((job.config for job in jobs), key=lambda config: config.num_slots)
-        check_settings(largest, model)
+        check_settings(largest)
         if count == 1:
             check_rows_are_shared(largest, model)
         self._shared = fitted(model, largest, count)  # what a step's shape depends on
@@ -155,15 +159,16 @@ class _Loop:
         self._at: dict[int, Training] = {}  # who has which
         self._number: dict[int, int] = {}  # of the job in a place
         self._rows: dict[int, dict[str, np.ndarray]] = {}  # of the next step, by place
-        self._made: dict[int, Cartridge | InputError] = {}
+        self._made: dict[int, Cartridge | epath.Path | InputError] = {}
         self._places: Any = None  # step.Places, and the step, once there is a cartridge
         self._step: Any = None
         self._late: tuple[dict[int, int], Any] | None = None  # places at which steps, and figures
         self._held: dict[int, dict[str, float]] = {}  # read, and not yet written
         self._last = time.perf_counter()
 
-    def run(self) -> list[Cartridge | InputError]:
-        """Trains all jobs to their end."""
+    def run(self) -> list[Any]:
+        """Trains all jobs to their end: what each made, or why it could not be."""
+        self._open_targets()
         total = sum(job.config.num_steps for job in self._jobs)
         unit = "step" if len(self._jobs) == 1 else "cartridge-step"
         with distributed.stopping() as stops, contextlib.closing(self):
@@ -178,6 +183,21 @@ class _Loop:
                 self._advance(figures, stops(number))
         return [self._made[i] for i in range(len(self._jobs))]
 
+    def _open_targets(self) -> None:
+        """Scores what has no targets yet: before training, as SIGTERM then still ends at once."""
+        for number, job in list(self._waiting):
+            try:
+                open_targets(self._model, job.documents, job.data)
+            except InputError as error:
+                self._not_opened(error)
+                self._made[number] = error
+                self._waiting.remove((number, job))
+
+    def _not_opened(self, error: InputError) -> None:
+        """Raises what other processes may not have met: they would wait for this one."""
+        if isinstance(error, DiskError) or distributed.count() > 1:
+            raise error
+
     def close(self) -> None:
         """Ends what is still open."""
         for training in self._at.values():
@@ -191,7 +211,7 @@ class _Loop:
         for place in range(self._count):
             while place not in self._at and self._waiting:
                 self._number[place], job = self._waiting.popleft()
-                with self._failing(place):
+                with self._failing(place, alike=False):
                     self._take(place, job)
         return bool(self._at)
 
@@ -217,16 +237,22 @@ class _Loop:
         """Hands on the cartridge of a job that is done, and frees its place."""
         training = self._at.pop(place)
         training.close()
-        self._made[self._number[place]] = training.result()
+        made = training.result()
+        # Of many, those that are done need not stay in memory.
+        many = len(self._jobs) > 1
+        self._made[self._number[place]] = cartridge_path(training.folder) if many else made
 
     @contextlib.contextmanager
-    def _failing(self, place: int) -> Any:
-        """A job that cannot go on is none of the others' business."""
+    def _failing(self, place: int, alike: bool = True) -> Any:
+        """A job that cannot go on is none of the others' business.
+
+        `alike`: all processes meet the same error, if any.
+        """
         try:
             yield
-        except DiskError:
-            raise
         except InputError as error:
+            if isinstance(error, DiskError) or not alike:
+                self._not_opened(error)
             self._made[self._number[place]] = error
             self._rows.pop(place, None)
             if place in self._at:
@@ -264,16 +290,18 @@ class _Loop:
     def _advance(self, figures: Any, stop: bool) -> None:
         """Prepares the next rows, tells of the last step, saves what is to be saved."""
         steps, data, saving = {}, {}, set()
-        for place, training in self._at.items():
+        for place, training in list(self._at.items()):
             training.step += 1
             steps[place] = training.step
             if training.is_saving or stop:
                 saving.add(place)
                 data[place] = training.rows.get_state()
             if not training.is_done and not stop:
-                self._rows[place] = next(training.rows)
+                with self._failing(place, alike=False):
+                    self._rows[place] = next(training.rows)
         self._tell()
-        self._late = (steps, figures)
+        # Who has just failed has no part in this step's figures, nor has who comes in its place.
+        self._late = ({p: step for p, step in steps.items() if p in self._at}, figures)
         if not saving:
             return
         with jax.set_mesh(self._model.mesh):
@@ -311,8 +339,6 @@ class _Loop:
         seconds, self._last = now - self._last, now
         tokens = self._shared.rows_per_step * self._shared.row_length
         for place, step in steps.items():
-            if place not in self._at:
-                continue
             values = {name: float(x[place]) for name, x in read.items()}
             values["tokens_per_s"] = tokens / seconds
             if place in held:
@@ -321,5 +347,6 @@ class _Loop:
             with self._failing(place):
                 self._at[place].write(step, **values)
         self._bar.update(len(steps))
-        kl = np.mean([read["kl"][place] for place in steps])
-        self._bar.set_postfix(kl=f"{kl:.3f}", tok_s=f"{tokens * len(steps) / seconds:.0f}")
+        if steps:
+            kl = np.mean([read["kl"][place] for place in steps])
+            self._bar.set_postfix(kl=f"{kl:.3f}", tok_s=f"{tokens * len(steps) / seconds:.0f}")

@@ -94,7 +94,7 @@ def memory_of(config: ModelConfig, training: TrainConfig, layout: Layout) -> Mem
     if layout.fsdp and layout.data > 1:  # two layers, as one is gathered while one is used
         whole = 2 * layer_weights(config) / L + head_weights(config)
     tokens = _rows(training, layout, True) * training.row_length
-    heads = (N + 2 * layout.heads_here(K)) * H / layout.model
+    heads = (N / layout.model + 2 * layout.heads_here(K)) * H
     saved = 2 * D + 2 * N * H / layout.model  # a layer's input, and what attention keeps
     if layout.save_products:
         saved += 2 * (2 * F / layout.model + heads + D)

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cartridges_jax.config import check_ranges
 from cartridges_jax.distillation.config import TrainConfig
+from cartridges_jax.distillation.job import check_settings
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.weights import Quantization
@@ -26,6 +26,10 @@ MOST_COMPILED = 3  # layouts that are tried by the compiler for one slice
 ROOM = 0.97  # of a device's memory that a program may take, by the compiler
 GUESS = 0.85  # the same by arithmetic, which leaves out what the compiler adds
 USUAL_SHARE = 0.45  # of peak products a second: MaxText
+
+
+class DoesNotFitError(InputError):
+    """A slice does not take what is asked for; another one may."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +98,16 @@ class Plan:
             "sums": summed / chip.links,
         }
 
+    @property
+    def largest_rows_at_once(self) -> int:
+        """About how many rows would fit together, as what grows with them does so evenly."""
+        now = self.training.rows_at_once or self.training.rows_per_step
+        fixed = self.memory.weights + self.memory.cartridges + self.memory.gathered
+        of_rows = max(self.hbm_bytes - fixed, 1.0)
+        most = int(now * (ROOM * self.where.chip.memory - fixed) / of_rows)
+        shared = self.layout.data if self.layout.cartridges == 1 else 1
+        return max(now, most // shared * shared)
+
     def step_seconds(self, share: float = 1.0) -> float:
         """A step, where products, memory and gathers work beside each other, and sums do not."""
         *together, sums = self.seconds(share).values()
@@ -110,7 +124,7 @@ def plan(asked: Asked, where: Slice) -> Plan:
     Raises:
       InputError: if the settings cannot work, or nothing fits.
     """
-    check_ranges(asked.training)
+    check_settings(asked.training)
     _check(asked, where)
     tried = []
     for guess in itertools.islice(_guesses(asked, where), MOST_COMPILED if where.is_tpu else 1):
@@ -122,7 +136,7 @@ def plan(asked: Asked, where: Slice) -> Plan:
         tried.append(found if isinstance(found, str) else _gib(found.hbm_bytes))
     least = min((_estimate(asked, where, *c) for c in _layouts(asked, where)), key=_total)
     by_kind_ = ", ".join(f"{k} {_gib(v)}" for k, v in dataclasses.asdict(least.memory).items())
-    raise InputError(
+    raise DoesNotFitError(
         f"it does not fit {where.name}: a device has {_gib(where.chip.memory)}, and the smallest "
         f"layout needs about {_gib(least.memory.total)} ({by_kind_})"
         + (f"; compiled: {'; '.join(tried)}" if tried else "")
@@ -130,28 +144,19 @@ def plan(asked: Asked, where: Slice) -> Plan:
     )
 
 
-def smallest_slice(asked: Asked, kind: str) -> Plan | None:
-    """The plan for the smallest slice of a kind of accelerator that takes the job, if any does."""
+def smallest_slice(asked: Asked, kind: str) -> Plan:
+    """The plan for the smallest slice of a kind of accelerator that takes the job.
+
+    Raises:
+      InputError: if the settings cannot work, or none takes it; with the reason of the largest.
+    """
+    reason = None
     for where in slices_of(kind):
         try:
             return plan(asked, where)
-        except InputError:
-            continue
-    return None
-
-
-def most_rows_at_once(asked: Asked, found: Plan) -> int:
-    """The most rows that can be computed together on a slice, by doubling, as in `found`."""
-    layout, most = found.layout, found.training.rows_at_once or found.training.rows_per_step
-    while True:
-        more = dataclasses.replace(asked.training, rows_per_step=2 * most, rows_at_once=2 * most)
-        guess = _estimate(asked, found.where, more, layout)
-        if guess.memory.total > found.where.chip.memory:
-            return most
-        told = _compile(asked, guess) if found.where.is_tpu else guess
-        if isinstance(told, str) or told.hbm_bytes > ROOM * found.where.chip.memory:
-            return most
-        most *= 2
+        except DoesNotFitError as error:
+            reason = error
+    raise InputError(f"no slice of {kind} takes this job: {reason}") from reason
 
 
 def _check(asked: Asked, where: Slice) -> None:
@@ -164,11 +169,11 @@ def _check(asked: Asked, where: Slice) -> None:
     for name in ("mesh_model", "mesh_data"):
         size = getattr(asked, name)
         if size < 0 or (size and where.devices % size):
-            raise InputError(f"{name} {size} does not divide the {where.devices} devices")
+            raise DoesNotFitError(f"{name} {size} does not divide the {where.devices} devices")
     if asked.cartridges < 1:
         raise InputError(f"cartridges must be above 0, got {asked.cartridges}")
     if not any(True for _ in _layouts(asked, where)):
-        raise InputError(
+        raise DoesNotFitError(
             f"{rows} rows a step of {asked.cartridges} cartridges cannot be shared out to the "
             f"{where.devices} devices of {where.name}: one cartridge's rows_per_step, or the "
             "number of several, must be a multiple of mesh_data; raise it, or mesh_model"
@@ -228,16 +233,10 @@ def _estimate(asked: Asked, where: Slice, training: TrainConfig, layout: Layout)
 
 def _compile(asked: Asked, guess: Plan) -> Plan | str:
     """The same with what the compiler says, or why it cannot be compiled."""
-    from cartridges_jax.planning.compiler import compile_train_step, slice_mesh
+    from cartridges_jax.planning.compiler import compile_train_step
 
     layout = guess.layout
-    try:
-        mesh = slice_mesh(guess.where.compiler_name, layout.data, layout.model)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise InputError(
-            f"the TPU compiler cannot be used ({str(error).splitlines()[0]}); install it with "
-            "pip install 'cartridges-jax[tpu]'"
-        ) from error
+    mesh = mesh_of(guess.where, layout.data, layout.model)
     try:
         program = compile_train_step(
             asked.config, mesh, guess.training, cartridges=layout.cartridges, dtype=jnp.bfloat16,
@@ -256,6 +255,23 @@ def _compile(asked: Asked, guess: Plan) -> Plan | str:
         "largest_gather_bytes": max((one.result_bytes for one in gathered), default=0),
     }
     return dataclasses.replace(guess, compiled=told, hbm_bytes=float(program.hbm_bytes))
+
+
+def mesh_of(where: Slice, data: int, model: int) -> Any:
+    """The mesh of a slice that is not there.
+
+    Raises:
+      InputError: if the TPU compiler is not there either.
+    """
+    from cartridges_jax.planning.compiler import slice_mesh
+
+    try:
+        return slice_mesh(where.compiler_name, data, model)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise InputError(
+            f"the TPU compiler cannot be used ({str(error).splitlines()[0]}); install it with "
+            "pip install 'cartridges-jax[tpu]'"
+        ) from error
 
 
 def _gib(size: float) -> str:

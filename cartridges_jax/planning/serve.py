@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
+from cartridges_jax.distillation.job import check_settings
 from cartridges_jax.errors import InputError
 from cartridges_jax.planning.chips import Slice
 from cartridges_jax.planning.counting import head_weights, layer_weights
-from cartridges_jax.planning.plan import GUESS, ROOM, Asked
+from cartridges_jax.planning.plan import GUESS, ROOM, Asked, mesh_of
 
 FEW = 8  # requests of a device, at least, before weights are shared by fewer of them
 
@@ -46,6 +46,9 @@ def plan_serving(
     Raises:
       InputError: if none does.
     """
+    check_settings(asked.training)
+    if asked.mesh_model < 0:
+        raise InputError(f"mesh_model must not be below 0, got {asked.mesh_model}")
     if requests < 1 or request_tokens < 2:
         raise InputError("requests must be above 0, request_tokens above 1")
     total = asked.training.num_slots + request_tokens
@@ -60,7 +63,8 @@ def plan_serving(
             if isinstance(found, Serving):
                 return found
             reasons.append(f"{where.name}, mesh_model={model}: {found}")
-    raise InputError(f"these requests fit nowhere asked for: {'; '.join(reasons[-3:])}")
+    told = [reason for reason in reasons if "GiB" in reason] or reasons
+    raise InputError(f"these requests fit nowhere asked for: {'; '.join(told[-3:])}")
 
 
 def _on(asked: Asked, where: Slice, model: int, requests: int, tokens: int) -> Serving | str:
@@ -73,7 +77,7 @@ def _on(asked: Asked, where: Slice, model: int, requests: int, tokens: int) -> S
     if requests % data:
         return f"{requests} requests cannot be shared out to {data} devices"
     size = 1.0 if asked.quantization == "int8" else 2.0
-    heads = c.num_kv_heads / model if c.num_kv_heads % model == 0 else 1.0
+    heads = c.num_kv_heads / model if c.num_kv_heads % model == 0 else float(c.num_kv_heads)
     a_token = 2 * 2 * c.num_layers * heads * c.head_dim
     rows = requests / data
     matrices = layer_weights(c) + head_weights(c) * (2 - c.tie_embeddings)
@@ -99,9 +103,9 @@ def _on(asked: Asked, where: Slice, model: int, requests: int, tokens: int) -> S
 
 
 def _compiled(asked: Asked, found: Serving, tokens: int) -> Serving | str:
-    from cartridges_jax.planning.compiler import compile_decode, slice_mesh
+    from cartridges_jax.planning.compiler import compile_decode
 
-    mesh: Any = slice_mesh(found.where.compiler_name, found.data, found.model)
+    mesh = mesh_of(found.where, found.data, found.model)
     try:
         program = compile_decode(
             asked.config, mesh, rows=found.requests, cache_length=tokens,

@@ -30,6 +30,7 @@ def training(
         "model_parameters": asked.config.num_params(),
         "mesh": {"data": layout.data, "model": layout.model, "fsdp": layout.fsdp},
         "rows_at_once": at_once,
+        "largest_rows_at_once": found.largest_rows_at_once,
         "save_products": layout.save_products,
         "cartridges": layout.cartridges,
         "fits": True,
@@ -65,13 +66,14 @@ def training(
         f"rows of {settings.row_length} tokens{' for each' if layout.cartridges > 1 else ''}",
         f"layout:    mesh {layout.data} x {layout.model} (rows x weights), {how}",
         f"memory:    {found.hbm_bytes / GIB:.1f} of {where.chip.memory / GIB:.0f} GiB a device, by "
-        f"{fields['by']}: fits (counted: {kinds})",
+        f"{fields['by']}: fits (counted: {kinds}); about {found.largest_rows_at_once} rows at once "
+        "would",
         f"roofline:  {', '.join(f'{name} {roof[name]:.2f} s' for name in roof)}"
         + (f" ({links})" if links else ""),
         f"speed:     {seconds:.2f} s a step at {share:.0%} of peak, bound by {bound}; "
         f"{found.tokens_per_chip(share):,.0f} tokens/s/chip (roofline "
         f"{found.tokens_per_chip():,.0f})",
-        f"job:       {steps:,} steps, {work.tokens * steps / 1e6:,.0f} M tokens: {hours:.1f} h"
+        f"training:  {steps:,} steps, {work.tokens * steps / 1e6:,.0f} M tokens: {hours:.1f} h"
         + _money(money, price),
         f"flags:     {_flags(layout, settings)}",
     ]

@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.many_cartridges
 
-Each cartridge has its own text, data and seed: 32 slots, 20 steps of one row of 128 tokens. 64
+Each cartridge has its own text, data and seed: 32 slots, 10 steps of one row of 128 tokens. 64
 trainings one after the other, each a process as a person starts it, and jobs of 1, 8 and 64; all
 find their programs compiled, as after a first run. The cartridges of both ways are compared. Some
 ten minutes on two CPU cores. The result is committed as experiments/results/many_cartridges.json.
@@ -30,8 +30,8 @@ from experiments.small_model import SMALL_MODEL
 _OUT = flags.DEFINE_string("out", "experiments/results/many_cartridges.json", "Result file.")
 _COUNT = flags.DEFINE_integer("count", 64, "Cartridges.")
 
-SETTINGS = ("--num_slots=32", "--num_steps=20", "--rows_per_step=1", "--row_length=128",
-            "--checkpoint_every=10", "--learning_rate=0.02", "--dtype=float32")  # fmt: skip
+SETTINGS = ("--num_slots=32", "--num_steps=10", "--rows_per_step=1", "--row_length=128",
+            "--checkpoint_every=5", "--learning_rate=0.02", "--dtype=float32")  # fmt: skip
 
 
 def make_data(folder: pathlib.Path, count: int) -> list[dict[str, Any]]:

@@ -43,6 +43,7 @@ def test_a_line_wins_over_the_flags(tmp_path, job):
         ("[1]", "line 2: a job is an object with corpus, data, out"),
         ({"data": ""}, "line 2: data must name a file or folder, got ''"),
         ({"out": 3}, "line 2: out must name a file or folder, got 3"),
+        ({"preset": "paper"}, "line 2: 'preset' is neither"),
         ({"slots": 3}, "line 2: 'slots' is neither corpus, data, out nor a setting"),
         ({"num_slots": "3"}, "line 2: num_slots must be of type int, got '3'"),
         ({"num_slots": True}, "line 2: num_slots must be of type int, got True"),
@@ -84,3 +85,5 @@ def test_the_command_trains_all_and_tells_of_those_that_failed(tmp_path, job, tr
     assert "leave the flags" in capsys.readouterr().err
     assert main(["train", "--out=x", "--data=y"]) == 2
     assert "--corpus must be given" in capsys.readouterr().err
+    assert main(["train", "--at_once=2", f"--corpus={job['corpus']}"]) == 2
+    assert "--at_once is of --jobs" in capsys.readouterr().err

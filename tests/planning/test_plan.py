@@ -118,13 +118,20 @@ def test_a_gpu_is_planned_by_arithmetic(model, capsys):
     assert "tokens/s in all" in capsys.readouterr().out
 
 
+def test_any_model_that_can_be_named_is_planned(capsys):
+    assert main(["plan", "--model=smollm2", "--topology=gpu:h100", "--preset=laptop"]) == 0
+    assert "gpu:h100x1: 1 chips" in capsys.readouterr().out
+
+
 def test_what_does_not_fit_says_what_would():
     with pytest.raises(
         InputError, match=r"does not fit gpu:h100x1: a device has 74.5 GiB.*weights"
     ):
         plan(Asked(LLAMA_3_1_70B, PAPER), parse_slice("gpu:h100x1"))
     smallest = smallest_slice(Asked(LLAMA_3_1_70B, PAPER), "h200")
-    assert smallest is not None and smallest.where.chips == 2
+    assert smallest.where.chips == 2
+    with pytest.raises(InputError, match="no slice of h100 takes this job: it does not fit"):
+        smallest_slice(Asked(LLAMA_3_1_70B, PAPER, mesh_model=1, fsdp=False), "h100")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +147,12 @@ def test_what_does_not_fit_says_what_would():
         (["--topology=v5e-8", "--mesh_model=3"], "mesh_model 3 does not divide the 8 devices"),
         (["--topology=v5e-8", "--num_slots=200000"], "exceed the model's window"),
         (["--topology=v5e-8", "--num_slots=0"], "num_slots must be above 0"),
+        (["--topology=gpu:h200", "--num_slots=0"], "num_slots must be above 0"),
+        (["--topology=gpu:h200x1", "--num_frozen=5000"], "it must leave some of the 2048 slots"),
+        (["--topology=gpu:h200x1", "--rows_at_once=7"], "rows_at_once 7 does not divide"),
+        (["--topology=gpu:h200x1", "--price=-3"], "price must not be below 0"),
+        (["--topology=gpu:h200", "--serve", "--mesh_model=-2"], "mesh_model must not be below 0"),
+        (["--topology=gpu:h200", "--serve", "--num_slots=-5"], "num_slots must be above 0"),
         (["--topology=v5e-8", "--conversations=5", "--num_steps=5"], "not both"),
         (["--topology=v5e-8", "--share=2"], "share must be above 0"),
         (["--topology=gpu:h200", "--serve", "--requests=0"], "requests must be above 0"),

@@ -46,6 +46,12 @@ def open_source(name: str | os.PathLike[str]) -> ModelSource:
     return FolderSource(hub.download(found["repo"], found["revision"]))
 
 
+def hub_repository(name: str | os.PathLike[str]) -> tuple[str, str | None] | None:
+    """Repository and revision of a Hub name that is of a folder; None for other names."""
+    found = _HUB_NAME.fullmatch(os.fspath(name))
+    return None if not found or found["file"] else (found["repo"], found["revision"])
+
+
 def is_model_name(name: str | os.PathLike[str]) -> bool:
     """Whether a text that names no file may name a model: not if it ends as our files do."""
     text = os.fspath(name)

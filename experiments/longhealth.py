@@ -7,8 +7,8 @@ Ten patients' notes are one corpus of some 100k tokens; their 200 questions have
 Llama-3.2-3B-Instruct, 2 x 65,536 conversations, 2,048 slots, 64 rows of 1,024 tokens a step.
 
 Training takes 0.2 h and $5 on v5e-16 by `cartridges plan --topology=v5e-16 --num_slots=2048
---rows_per_step=64 --row_length=1024 --conversations=131072` (2026-11-30); self-study comes before it
-and takes longer. To expect: 55 % of the questions at the paper's settings. Not run yet.
+--rows_per_step=64 --row_length=1024 --conversations=131072` (2026-11-30); self-study comes before
+it and takes longer. To expect: 55 % of the questions at the paper's settings. Not run yet.
 """
 
 from collections.abc import Sequence

@@ -12,6 +12,7 @@ __all__ = [
     "Document",
     "EvaluateConfig",
     "InputError",
+    "Job",
     "LanguageModel",
     "SynthesisConfig",
     "TrainConfig",
@@ -22,14 +23,16 @@ __all__ = [
     "score_targets",
     "synthesize",
     "train",
+    "train_many",
 ]
 
 with epy.lazy_api_imports(globals()):
     from cartridges_jax.cartridge import Cartridge
     from cartridges_jax.corpus import Document, load_documents
     from cartridges_jax.distillation.config import TrainConfig
+    from cartridges_jax.distillation.job import Job
     from cartridges_jax.distillation.targets import score_targets
-    from cartridges_jax.distillation.train import train
+    from cartridges_jax.distillation.train import train, train_many
     from cartridges_jax.errors import InputError
     from cartridges_jax.evaluation.run import EvaluateConfig, evaluate
     from cartridges_jax.language_model import LanguageModel

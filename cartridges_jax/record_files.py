@@ -1,15 +1,14 @@
-"""Records in ArrayRecord files: written whole, read a few files at a time, handed to others.
+"""Records in ArrayRecord files: written whole, read a few files at a time.
 
 What `shards` does with files, without a word of units and manifests.
 """
 
 import collections
 import hashlib
-import json
 import os
 import pathlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -52,24 +51,6 @@ class Readers:
             if reader.num_records() < stop:
                 raise IndexError(f"it holds {reader.num_records()} records, {stop} expected")
             return reader.read(start, stop)
-
-
-def parcel(units: Sequence[tuple[int, dict[str, Any], list[bytes]]]) -> bytes:
-    """Units as bytes: what the manifest says of each, its records' lengths, and these."""
-    told = [[index, facts, list(map(len, records))] for index, facts, records in units]
-    head = json.dumps(told).encode()
-    return b"".join([len(head).to_bytes(8, "little"), head, *(r for u in units for r in u[2])])
-
-
-def opened(parcel: bytes) -> Iterator[tuple[int, dict[str, Any], list[bytes]]]:
-    """The inverse of `parcel`."""
-    at = 8 + int.from_bytes(parcel[:8], "little")
-    for index, facts, lengths in json.loads(parcel[8:at]):
-        records = []
-        for length in lengths:
-            records.append(parcel[at : at + length])
-            at += length
-        yield index, {k: v for k, v in facts.items() if k not in ("records", "sha256")}, records
 
 
 def hash_of(records: Sequence[bytes]) -> str:

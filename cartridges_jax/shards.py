@@ -17,20 +17,19 @@ import os
 import pathlib
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from cartridges_jax import distributed, files
+from cartridges_jax import files
 from cartridges_jax.config import digest, first_difference
 from cartridges_jax.errors import InputError
 from cartridges_jax.metrics import progress
-from cartridges_jax.record_files import Readers, hash_of, opened, parcel, write_file
+from cartridges_jax.record_files import Readers, hash_of, write_file
 
 PACK_RECORDS, PACK_UNITS = 1024, 256  # so many in files of their own become one file
-EXCHANGED = 256 * 2**20  # bytes of units that all processes together hand on at a time
 
 
 class _Place(NamedTuple):
@@ -223,42 +222,6 @@ class ShardSet:
                 raise
         self._take(entry)
         self._listed += len(data)
-
-    def exchange(self, wanted: Mapping[int, str] | None = None) -> None:
-        """Hands units to the processes whose disks lack them; all processes call it together.
-
-        Args:
-          wanted: the `source` that each unit should have; None for any.
-        """
-        self.refresh()
-        while True:
-            own = [
-                index
-                for index, unit in sorted(self.units.items())
-                if wanted is None or unit.get("source") == wanted.get(index)
-            ]
-            held = [set(json.loads(x)) for x in distributed.from_all(json.dumps(own).encode())]
-            lacking = sorted(set.union(*held) - set.intersection(*held))
-            if not lacking:
-                return
-            giver = {i: next(p for p, has in enumerate(held) if i in has) for i in lacking}
-            mine = [i for i in lacking if giver[i] == distributed.index()]
-            given = parcel(self._first_of(mine))
-            for other in distributed.from_all(given):
-                for index, facts, records in opened(other):
-                    if index not in own:
-                        self.write(index, records, **facts)
-
-    def _first_of(self, indices: Sequence[int]) -> list[tuple[int, dict[str, Any], list[bytes]]]:
-        """Units to hand on: as many as EXCHANGED bytes take when all do so, and one at least."""
-        found, size = [], 0
-        for index in indices:
-            records = self.records(index)
-            size += sum(map(len, records))
-            if found and size * distributed.count() > EXCHANGED:
-                break
-            found.append((index, self.units[index], records))
-        return found
 
     # ---- reading
 

@@ -30,6 +30,7 @@ from cartridges_jax.models.transformer import Prefix, Transformer
 from cartridges_jax.self_study import conversation
 from cartridges_jax.self_study.conversation import Conversation, load_conversations
 from cartridges_jax.shapes import few_sizes
+from cartridges_jax.shard_exchange import exchange
 from cartridges_jax.sharding import DATA, TOKENS_BT, place
 from cartridges_jax.shards import ShardSet
 
@@ -134,7 +135,7 @@ def score_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSe
     bar = progress(conversations.num_records, "score", "conv", targets.num_records)
     shared = distributed.disk_is_shared(targets.folder)
     if not shared:
-        targets.exchange(sources)
+        exchange(targets, sources)
 
     def missing() -> list[int]:
         return [
@@ -153,7 +154,7 @@ def score_targets(model: LanguageModel, data: str | os.PathLike[str]) -> ShardSe
             distributed.wait_for_others()
             targets.refresh()
         if not shared:
-            targets.exchange(sources)
+            exchange(targets, sources)
     bar.close()
     return targets
 

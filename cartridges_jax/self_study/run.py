@@ -24,6 +24,7 @@ from cartridges_jax.self_study.clients.local import LocalClient
 from cartridges_jax.self_study.config import SynthesisConfig
 from cartridges_jax.self_study.conversation import SHARDS, Conversation
 from cartridges_jax.self_study.unit import ChunkDrawer, chunk_widths, study_unit
+from cartridges_jax.shard_exchange import exchange
 from cartridges_jax.shards import ShardSet
 
 HOPELESS_UNITS = 8  # without a single conversation: the settings cannot work
@@ -109,7 +110,7 @@ def write_units(
             if shared:
                 shards.refresh()
             else:
-                shards.exchange()
+                exchange(shards)
             while first in shards.units and total < wanted:
                 total += shards.units[first]["records"]
                 first += 1

@@ -10,17 +10,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent / "cartridges_jax"
 # Each part may import those before it, and itself.
 LAYERS = (
-    (
-        "errors",
-        "config",
-        "files",
-        "shapes",
-        "distributed",
-        "sharding",
-        "metrics",
-        "record_files",
-        "shards",
-    ),
+    ("errors", "config", "files", "shapes", "distributed", "sharding", "metrics")
+    + ("record_files", "shards", "shard_exchange"),
     ("attention",),
     ("models", "corpus"),
     ("cartridge", "cartridge_file"),

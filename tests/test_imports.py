@@ -9,9 +9,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent / "cartridges_jax"
 # Each part may import those before it, and itself.
+BASE = ("errors", "config", "files", "shapes", "distributed", "sharding", "metrics")
 LAYERS = (
-    ("errors", "config", "files", "shapes", "distributed", "sharding", "metrics")
-    + ("record_files", "shards", "shard_exchange"),
+    (*BASE, "record_files", "shards", "shard_exchange"),
     ("attention",),
     ("models", "corpus"),
     ("cartridge", "cartridge_file"),

@@ -11,17 +11,14 @@ Training takes 0.2 h and $5 on v5e-16 by `cartridges plan --topology=v5e-16 --nu
 it and takes longer. To expect: 55 % of the questions at the paper's settings. Not run yet.
 """
 
-from collections.abc import Sequence
-
 from absl import app
 
 from cartridges_jax import distributed
-from cartridges_jax.corpus import Document
-from cartridges_jax.evaluation.questions import Question
 from cartridges_jax.evaluation.report import summary_table
 from cartridges_jax.evaluation.run import EvaluateConfig, evaluate
 from experiments import paper_run
-from experiments.public_sets.longhealth import OPTIONS, LongHealth
+from experiments.public_sets import records_of
+from experiments.public_sets.longhealth import LongHealth, document, questions
 
 PATIENTS = 10
 SETTINGS = paper_run.Settings(
@@ -31,36 +28,12 @@ SETTINGS = paper_run.Settings(
 )
 
 
-def document(patient: dict) -> Document:
-    texts = [text.decode() for text in patient["texts"]]
-    name, birthday, diagnosis = (patient[key].decode() for key in ("name", "birthday", "diagnosis"))
-    title = f"{name}, born {birthday}: {diagnosis}"
-    return Document(patient["id"].decode(), title, "\n\n".join(texts))
-
-
-def questions(patient: dict) -> Sequence[Question]:
-    asked, found = patient["questions"], []
-    for i, question in enumerate(asked["question"]):
-        options = {o: asked[f"answer_{o}"][i].decode() for o in OPTIONS}
-        right = asked["correct"][i].decode()
-        letter = next(o for o, text in options.items() if text == right).upper()
-        listed = "\n".join(f"{o.upper()}) {text}" for o, text in options.items())
-        text = (
-            f"About the patient {patient['name'].decode()}: {question.decode()}\n{listed}\n"
-            "Answer with the letter alone."
-        )
-        accepted = (letter, f"{letter})", f"({letter})", right, f"{letter}) {right}")
-        name = f"{patient['id'].decode()}/{i}"
-        found.append(Question(name, "choice", text, accepted, chance=1 / len(OPTIONS)))
-    return found
-
-
 def main(_) -> None:
     models = paper_run.start(SETTINGS)
     builder = LongHealth(
         config="made" if paper_run.SMOKE.value else "published", data_dir=paper_run.DATA_DIR.value
     )
-    patients = list(paper_run.records_of(builder, "test"))[:PATIENTS]
+    patients = list(records_of(builder, "test"))[:PATIENTS]
     documents = [document(patient) for patient in patients]
     cartridge, folder = paper_run.make_cartridge(models, documents, SETTINGS)
     if distributed.is_primary():

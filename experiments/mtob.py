@@ -19,6 +19,7 @@ from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.corpus import Document
 from cartridges_jax.language_model import LanguageModel
 from experiments import paper_run
+from experiments.public_sets import records_of
 from experiments.public_sets.mtob import SPLITS, Mtob
 
 SETTINGS = paper_run.Settings(
@@ -48,13 +49,13 @@ def main(_) -> None:
     builder = Mtob(
         config="made" if paper_run.SMOKE.value else "published", data_dir=paper_run.DATA_DIR.value
     )
-    [book] = paper_run.records_of(builder, "book")
+    [book] = records_of(builder, "book")
     documents = [Document("book", "A Grammar of Kalamang", book["source"].decode())]
     cartridge, folder = paper_run.make_cartridge(models, documents, SETTINGS)
     if distributed.is_primary():
         scores = {}
         for split in SPLITS:
-            pairs = list(paper_run.records_of(builder, split))
+            pairs = list(records_of(builder, split))
             for name, context in (("cartridge", cartridge), ("no context", None)):
                 score = translated(models[0], context, pairs, split)
                 scores[f"{split}, {name}"] = {"chrf": score, "sentences": len(pairs)}

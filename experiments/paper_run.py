@@ -58,12 +58,6 @@ def start(settings: Settings) -> tuple[LanguageModel, LanguageModel]:
     return model, load_model(name, mesh=make_mesh(None, MESH_MODEL.value), fsdp=True)
 
 
-def records_of(builder: Any, split: str) -> Sequence[dict[str, Any]]:
-    """A split of a data set, prepared once, as random-access records."""
-    builder.download_and_prepare(file_format="array_record")
-    return builder.as_data_source(split=split)
-
-
 def make_cartridge(
     models: tuple[LanguageModel, LanguageModel], documents: Sequence[Document], settings: Settings
 ) -> tuple[Cartridge, epath.Path]:

@@ -11,10 +11,8 @@ import zipfile
 import pytest
 
 from cartridges_jax.evaluation.scoring import is_right
-from experiments.longhealth import document, questions
-from experiments.paper_run import records_of
-from experiments.public_sets import mtob
-from experiments.public_sets.longhealth import LongHealth
+from experiments.public_sets import mtob, records_of
+from experiments.public_sets.longhealth import LongHealth, document, questions
 
 ROOT = pathlib.Path(__file__).parent.parent
 

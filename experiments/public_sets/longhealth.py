@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 from etils import epath
 
+from cartridges_jax.corpus import Document
+from cartridges_jax.evaluation.questions import Question
+
 URL = "https://raw.githubusercontent.com/kbressem/LongHealth/main/data/benchmark_v5.json"
 OPTIONS = "abcde"
 MADE = {
@@ -81,3 +84,29 @@ class LongHealth(tfds.core.GeneratorBasedBuilder):
 def _number(key: str) -> int:
     """Of text_0, text_1, ... text_10."""
     return int(key.rpartition("_")[2])
+
+
+def document(patient: dict[str, Any]) -> Document:
+    """A patient's notes as a document."""
+    texts = [text.decode() for text in patient["texts"]]
+    name, birthday, diagnosis = (patient[key].decode() for key in ("name", "birthday", "diagnosis"))
+    title = f"{name}, born {birthday}: {diagnosis}"
+    return Document(patient["id"].decode(), title, "\n\n".join(texts))
+
+
+def questions(patient: dict[str, Any]) -> list[Question]:
+    """The questions about a patient, to be answered by a letter."""
+    asked, found = patient["questions"], []
+    for i, question in enumerate(asked["question"]):
+        options = {o: asked[f"answer_{o}"][i].decode() for o in OPTIONS}
+        right = asked["correct"][i].decode()
+        letter = next(o for o, text in options.items() if text == right).upper()
+        listed = "\n".join(f"{o.upper()}) {text}" for o, text in options.items())
+        text = (
+            f"About the patient {patient['name'].decode()}: {question.decode()}\n{listed}\n"
+            "Answer with the letter alone."
+        )
+        accepted = (letter, f"{letter})", f"({letter})", right, f"{letter}) {right}")
+        name = f"{patient['id'].decode()}/{i}"
+        found.append(Question(name, "choice", text, accepted, chance=1 / len(OPTIONS)))
+    return found

@@ -31,7 +31,7 @@ _OUT = flags.DEFINE_string("out", "experiments/results/many_cartridges.json", "R
 _COUNT = flags.DEFINE_integer("count", 64, "Cartridges.")
 
 SETTINGS = ("--num_slots=32", "--num_steps=10", "--rows_per_step=1", "--row_length=128",
-            "--checkpoint_every=5", "--learning_rate=0.02", "--dtype=float32")  # fmt: skip
+            "--learning_rate=0.02", "--dtype=float32")  # fmt: skip
 
 
 def make_data(folder: pathlib.Path, count: int) -> list[dict[str, Any]]:

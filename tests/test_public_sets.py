@@ -49,7 +49,6 @@ def test_the_published_archive_is_read_without_its_canaries():
     ("script", "words"), [("longhealth", "cartridge         24"), ("mtob", "ke cartridge")]
 )
 def test_launch_scripts_run_on_samples(tmp_path, script, words):
-    pytest.importorskip("sacrebleu" if script == "mtob" else "jax")
     done = subprocess.run(
         [sys.executable, "-m", f"experiments.{script}", "--smoke", f"--out={tmp_path / 'out'}",
          f"--data_dir={tmp_path / 'sets'}"],

@@ -43,6 +43,7 @@ def chat(
         )
     titles = ", ".join(d["name"] for d in cartridge.provenance.get("corpus", [])[:3])
     write(f"Ask about {titles or 'the text'}. /new forgets the conversation, /quit ends.\n")
+    context = model.context(cartridge)
     messages: list[Message] = []
     for turn, line in enumerate(_terminal_lines() if lines is None else lines):
         question = line.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
@@ -57,7 +58,7 @@ def chat(
         text = ""
         try:
             for piece in model.stream(
-                messages, cartridge, max_new_tokens=max_tokens, temperature=temperature, seed=turn
+                messages, context, max_new_tokens=max_tokens, temperature=temperature, seed=turn
             ):
                 text += piece
                 write(piece)

@@ -19,9 +19,11 @@ from jax.sharding import PartitionSpec as P
 
 from cartridges_jax import sharding
 from cartridges_jax.cartridge import Cartridge
+from cartridges_jax.composition import JOINED, Composition, composed
 from cartridges_jax.config import digest
 from cartridges_jax.engine.answers import Generation, GenerationConfig, settled
-from cartridges_jax.engine.generation import STREAM_TOKENS, batches, grow
+from cartridges_jax.engine.engine import Context, Engine, Request
+from cartridges_jax.engine.memory import EngineConfig
 from cartridges_jax.engine.sampling import Sampling
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.chat_template import ChatTemplate, Message
@@ -77,6 +79,7 @@ class LanguageModel:
     name: str  # what the caller called it
     weights_hash: str
     file: str = ""  # the name of the one file that holds it, if one does
+    engine_config: EngineConfig = EngineConfig()
 
     @property
     def config(self) -> ModelConfig:
@@ -214,92 +217,143 @@ class LanguageModel:
         said = ids[:-1] if ids and ids[-1] in self.stop_ids else ids
         return Message(role="assistant", content=answer.text, token_ids=said)
 
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """What answers; its pool takes memory from the first answer on, see `release_engine`."""
+        return Engine(self.transformer, self.tokenizer, self.mesh, self.engine_config)
+
+    def release_engine(self) -> None:
+        """Ends what is in flight and frees the pool; the next answer makes another one."""
+        engine = self.__dict__.pop("engine", None)
+        if engine is not None:
+            engine.close()
+
+    def context(
+        self,
+        made_of: Cartridge | Prefix | Sequence[Cartridge | Prefix] | Sequence[int],
+        how: Composition = JOINED,
+    ) -> Context:
+        """A context that requests may follow: slots that are loaded once, or tokens read once.
+
+        Args:
+          made_of: a cartridge, several that are joined in their order, or token ids.
+          how: several are joined; see `composition`.
+
+        Raises:
+          InputError: if a cartridge belongs to another model.
+        """
+        parts: list[Any] = [made_of] if isinstance(made_of, Cartridge | Prefix) else list(made_of)
+        if parts and isinstance(parts[0], Cartridge | Prefix):
+            prefixes = [prefix for part in parts if (prefix := self.as_prefix(part)) is not None]
+            with jax.set_mesh(self.mesh):
+                return self.engine.context_of(composed(prefixes, self.config.rope, how))
+        return self.engine.context(self._checked(parts).tolist())
+
     def generate(
         self,
         prompts: Sequence[Prompt],
-        cartridge: Cartridge | Prefix | None = None,
+        cartridge: Cartridge | Prefix | Context | None = None,
+        **options: Any,
+    ) -> list[Generation]:
+        """Answers prompts, as many at a time as the engine has rows.
+
+        Arguments and errors as of `generate_as_completed`. Returns one `Generation` per prompt, in
+        order.
+        """
+        answers = dict(self.generate_as_completed(prompts, cartridge, **options))
+        return [answers[i] for i in range(len(prompts))]
+
+    def generate_as_completed(
+        self,
+        prompts: Sequence[Prompt],
+        cartridge: Cartridge | Prefix | Context | None = None,
         *,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
         seed: int = 0,
         seeds: Sequence[int] | None = None,
         stop: Sequence[str] = (),
         stop_token_ids: Sequence[int] | None = None,
         enough: Callable[[str], bool] | None = None,
-        batch_size: int = 64,
-    ) -> list[Generation]:
-        """Answers prompts in batches.
+        top_logprobs: int = 0,
+    ) -> Iterator[tuple[int, Generation]]:
+        """Yields the answers to prompts with their indices, as they come.
 
         Args:
           prompts: each a string (one user message), a list of messages, or a list of token ids
             that is continued as it stands.
-          cartridge: the context that all prompts share, or None.
+          cartridge: the context that all prompts share, or None. What `context` has made is loaded
+            once for all calls.
           max_new_tokens: most tokens of an answer.
           temperature: 0 for greedy decoding.
           top_k: samples among the k likeliest tokens; 0 for all.
           top_p: samples among the fewest tokens with this share of the probability.
-          seed: of sampling; prompt i uses seed + i, whatever the batches are.
+          min_p: samples among tokens at least this many times as likely as the likeliest.
+          seed: of sampling; prompt i uses seed + i, whatever runs beside it.
           seeds: one for each prompt, instead of `seed`.
           stop: texts that end an answer; they are not part of it.
           stop_token_ids: tokens that end an answer; None for the model's own `stop_ids`, an empty
             list for none.
           enough: ends an answer whose text so far it is true of; it is asked every few tokens.
-          batch_size: most prompts that run together.
-
-        Returns:
-          One `Generation` per prompt, in order.
+          top_logprobs: the likeliest tokens to tell at each place of an answer.
 
         Raises:
           InputError: if the cartridge belongs to another model, a setting cannot be used, a prompt
             is empty, or it does not fit the window with its answer.
         """
-        prefix = self.as_prefix(cartridge)
+        sampling = Sampling(float(temperature), top_k, float(top_p), float(min_p))
         config = self._generation_config(
-            max_new_tokens, Sampling(float(temperature), top_k, float(top_p)), stop,
-            stop_token_ids, enough,
-        )  # fmt: skip
-        if batch_size < 1:
-            raise InputError(f"batch_size must be above 0, got {batch_size}")
-        rendered = [self.render_prompt(p, has_context=prefix is not None) for p in prompts]
-        given = seeds if seeds is not None else range(seed, seed + len(rendered))
-        row_seeds = [s % 2**31 for s in given]
-        if len(row_seeds) != len(rendered):
-            raise InputError(f"{len(row_seeds)} seeds were given for {len(rendered)} prompts")
-        piece = STREAM_TOKENS if config.looks_at_text else None
-        out: list[Generation] = []
-        for rows in batches(len(rendered), batch_size):
-            *_, answers = self._grow(rendered[rows], prefix, config, row_seeds[rows], piece)
-            out += answers
-        return out
+            max_new_tokens, sampling, stop, stop_token_ids, enough, top_logprobs
+        )
+        given = range(seed, seed + len(prompts)) if seeds is None else seeds
+        if len(given) != len(prompts):
+            raise InputError(f"{len(given)} seeds were given for {len(prompts)} prompts")
+        context = self._as_context(cartridge)
+        both = zip(prompts, given, strict=True)
+        yield from self.engine.answers(
+            self._request(prompt, context, config, own) for prompt, own in both
+        )
 
     def stream(
         self,
         prompt: Prompt,
-        cartridge: Cartridge | Prefix | None = None,
+        cartridge: Cartridge | Prefix | Context | None = None,
         *,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """Yields the text of one answer in pieces of a few tokens; arguments as in `generate`.
+        """Yields the text of one answer as it grows; arguments as in `generate`.
 
         The pieces together are the text that `generate` returns.
         """
-        prefix = self.as_prefix(cartridge)
-        sampling = Sampling(float(temperature), top_k, float(top_p))
+        sampling = Sampling(float(temperature), top_k, float(top_p), float(min_p))
         config = self._generation_config(max_new_tokens, sampling, stop, None)
-        ids = self.render_prompt(prompt, has_context=prefix is not None)
+        request = self._request(prompt, self._as_context(cartridge), config, seed)
         shown = 0
-        for [answer] in self._grow([ids], prefix, config, [seed % 2**31], STREAM_TOKENS):
+        for answer in self.engine.watch(self.engine.submit(request)):
             new = settled(answer, config.stop)[shown:]
             shown += len(new)
             if new:
                 yield new
+
+    def _as_context(self, cartridge: Cartridge | Prefix | Context | None) -> Context | None:
+        if cartridge is None or isinstance(cartridge, Context):
+            return cartridge
+        return self.context(cartridge)
+
+    def _request(
+        self, prompt: Prompt, context: Context | None, config: GenerationConfig, seed: int
+    ) -> Request:
+        ids = self.render_prompt(prompt, has_context=context is not None)
+        return Request(ids, config, seed % 2**31, context)
 
     def _generation_config(
         self,
@@ -308,26 +362,14 @@ class LanguageModel:
         stop: Sequence[str],
         stop_ids: Sequence[int] | None,
         enough: Callable[[str], bool] | None = None,
+        top_logprobs: int = 0,
     ) -> GenerationConfig:
         if isinstance(stop, str):
             raise InputError(f"stop must be a list of texts, got {stop!r}")
         ends = self.stop_ids if stop_ids is None else tuple(stop_ids)
-        config = GenerationConfig(max_new_tokens, sampling, tuple(stop), ends, enough)
+        config = GenerationConfig(max_new_tokens, sampling, tuple(stop), ends, enough, top_logprobs)
         config.check()
         return config
-
-    def _grow(
-        self,
-        prompts: Sequence[Sequence[int]],
-        prefix: Prefix | None,
-        config: GenerationConfig,
-        seeds: Sequence[int],
-        piece: int | None,
-    ) -> Iterator[list[Generation]]:
-        """The answers of one batch as they grow; see `engine.generation.grow`."""
-        return grow(
-            self.transformer, self.tokenizer, self.mesh, prompts, prefix, config, seeds, piece
-        )
 
     def _checked(self, token_ids: Any) -> np.ndarray:
         """Token ids as int32, all of them of this model."""

@@ -38,7 +38,7 @@ CASES: tuple[tuple[str, ModelConfig, Quantization, str], ...] = (  # ..., slice
     ("Llama-3.1-70B", LLAMA_3_1_70B, "none", "v5p:2x2x4"),
 )
 PREFILL = {"rows": 2, "num_tokens": 8192}
-DECODE = {"rows": 64, "cache_length": 1024, "num_slots": 2048}
+DECODE = {"rows": 64, "row_tokens": 1024, "num_slots": 2048}
 
 
 def row(program: Compiled, chip: str) -> dict[str, float | bool]:

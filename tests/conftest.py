@@ -28,6 +28,7 @@ import numpy as np
 import pytest
 
 from cartridges_jax.corpus import Document
+from cartridges_jax.engine import memory
 from cartridges_jax.evaluation.questions import Question
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.loading import load_model
@@ -38,6 +39,8 @@ from cartridges_jax.models.tokenizer import Tokenizer
 from cartridges_jax.models.tokenizer_files import load_tokenizer
 from cartridges_jax.models.transformer import initialize
 from cartridges_jax.sharding import make_mesh
+
+memory.CPU_POOL = 2**27  # bytes: many models are alive at a time, and ask little
 
 DATA = pathlib.Path(__file__).parent / "data"
 TEST_MODEL = DATA / "test_model"

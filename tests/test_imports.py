@@ -14,7 +14,7 @@ LAYERS = (
     (*BASE, "record_files", "shards", "shard_exchange"),
     ("attention",),
     ("models", "corpus"),
-    ("cartridge", "cartridge_file"),
+    ("cartridge", "cartridge_file", "composition"),
     ("engine",),
     ("language_model", "loading", "beginnings", "initializers"),
     ("self_study",),

@@ -51,6 +51,7 @@ def begin(command, processes, devices, folders=None, differing=()):
         port = free.getsockname()[1]
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    env["PYTHONFAULTHANDLER"] = "1"  # one that hangs tells where, see `ended`
     started = []
     for i in range(processes):
         job = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"]
@@ -61,6 +62,18 @@ def begin(command, processes, devices, folders=None, differing=()):
         folder = None if folders is None else folders[i]
         started.append(subprocess.Popen(argv, env=env, cwd=folder, **pipes))
     return started
+
+
+def ended(started, seconds):
+    """What each process has said at its end; those that do not end are shown where they hang."""
+    said = []
+    for one in started:
+        try:
+            said.append(one.communicate(timeout=seconds)[0])
+        except subprocess.TimeoutExpired:
+            one.send_signal(signal.SIGABRT)
+            said.append(one.communicate()[0])
+    return said
 
 
 def kill(started):
@@ -109,7 +122,7 @@ def test_training_that_is_stopped_ends_with_the_same_bits(tmp_path, corpus, stud
             kill(rng.sample(started, 2))
         else:
             rng.choice(started).send_signal(signal.SIGTERM)  # one of them is told
-            said = [one.communicate(timeout=100)[0] for one in started]
+            said = ended(started, 100)
             if [one.returncode for one in started] == [0, 0]:  # it had come to its end
                 break
             assert [one.returncode for one in started] == [143, 143], said
@@ -141,14 +154,8 @@ def test_a_run_goes_on_with_other_processes_and_another_mesh(tmp_path, corpus, s
 
 def run(command, processes=1, devices=1, folders=None):
     """Runs it to its end; returns what each process said."""
-    said = []
     started = begin(command, processes, devices, folders)
-    try:
-        for one in started:
-            said.append(one.communicate(timeout=400)[0])
-    finally:
-        for one in started:
-            one.kill()
+    said = ended(started, 400)
     for one, words in zip(started, said, strict=True):
         assert one.returncode == 0, words
     return said
@@ -162,17 +169,36 @@ def study(tmp_path_factory):
     return folder / "data"
 
 
+def assert_alike(found, wanted):
+    """The same words, and the same numbers up to how sums are shared out to devices."""
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        for key, value in wanted.items():
+            assert_alike(found[key], value)
+    else:
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
 def assert_same(folder, first, second, atol=1e-5):
     one, two = (Cartridge.load(folder / name / f"{name}.cartridge") for name in (first, second))
     np.testing.assert_allclose(one.keys, two.keys, rtol=0, atol=atol)
     np.testing.assert_allclose(one.values, two.values, rtol=0, atol=atol)
 
 
-def test_processes_write_the_conversations_that_one_writes(tmp_path, corpus):
+@pytest.mark.parametrize(
+    ("processes", "devices"),
+    [
+        (2, 1),
+        pytest.param(2, 4, marks=pytest.mark.full),
+        pytest.param(4, 2, marks=pytest.mark.full),
+    ],
+)
+def test_processes_write_the_conversations_that_one_writes(tmp_path, corpus, processes, devices):
     study = ["synthesize", f"--corpus={corpus}", *STUDY]
-    run([*study, f"--out={tmp_path / 'one'}"])
-    first, second = run([*study, f"--out={tmp_path / 'two'}"], processes=2)
-    assert "conversations about" in first and "conversations about" not in second
+    run([*study, f"--out={tmp_path / 'one'}"], devices=processes * devices)
+    first, *others = run([*study, f"--out={tmp_path / 'two'}"], processes, devices)
+    assert "conversations about" in first
+    assert not any("conversations about" in words for words in others)
     one, two = (ShardSet.read(tmp_path / name, "conversations") for name in ("one", "two"))
     assert set(one.units) == set(two.units) and one.fingerprint == two.fingerprint
 
@@ -262,17 +288,25 @@ def test_evaluation_and_demo_in_several_processes(tmp_path, corpus, study):
         f"--questions={questions}", f"--held_out={held_out}", "--answer_max_tokens=8",
     ]  # fmt: skip
     results = []
-    for name, processes in (("two", 2), ("one", 1)):
-        said = run([*evaluate, f"--out={tmp_path / name}"], processes)
+    for name, processes, devices in (("four", 4, 2), ("two", 2, 4), ("one", 1, 8)):
+        said = run([*evaluate, f"--out={tmp_path / name}"], processes, devices)
         assert "report: " in said[0] and not any("report: " in words for words in said[1:])
         found = json.loads((tmp_path / name / "results.json").read_text())
         results.append(found)
-    assert results[0]["arms"] == results[1]["arms"]
+    for found in results[1:]:
+        assert_alike(found["arms"], results[0]["arms"])
+        assert found["accuracy"] == results[0]["accuracy"]
     demo = ["demo", f"--corpus={corpus}", "--num_slots=8", "--num_conversations=8",
             "--num_steps=2", "--throughput_batch=0"]  # fmt: skip
-    said = run([*demo, f"--out={tmp_path / 'demo'}"], 2)
-    assert "Report:" in said[0] and "Report:" not in said[1]
-    assert (tmp_path / "demo" / "report.html").exists()
+    results = []
+    for name, processes, devices in (("demo4", 4, 2), ("demo2", 2, 4), ("demo1", 1, 8)):
+        said = run([*demo, f"--out={tmp_path / name}"], processes, devices)
+        assert "Report:" in said[0] and not any("Report:" in words for words in said[1:])
+        assert (tmp_path / name / "report.html").exists()
+        [found] = (tmp_path / name).rglob("results.json")
+        results.append(json.loads(found.read_text())["arms"])
+    for found in results[1:]:
+        assert_alike(found, results[0])
 
 
 def test_processes_that_were_started_differently_are_told(tmp_path, corpus):

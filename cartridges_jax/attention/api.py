@@ -1,4 +1,4 @@
-"""The one attention function of the model: training, scoring, prefill and cached decode.
+"""The attention function of whole rows: training, scoring and reading; the engine's is `paged`.
 
 It runs the implementation that `backends` chooses under `shard_map`, so that a kernel only ever
 sees the rows and heads of its own device, also where several devices share the queries of one kv
@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from cartridges_jax.attention.backends import Implementation, choose
-from cartridges_jax.attention.folded import folded_attention
 from cartridges_jax.attention.mask import Mask, Rows
 from cartridges_jax.attention.reference import reference_attention
 from cartridges_jax.attention.vjp import in_groups_of_rows, whole_rows
@@ -23,13 +22,12 @@ from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis, query_axi
 
 def attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B _ _ _"],
-    v: Float[Array, "B _ _ _"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
     mask: Mask,
     *,
     scale: float,
-    prefix: tuple[Float[Array, "*C _ _ _"], Float[Array, "*C _ _ _"]] | None = None,
-    as_cached: bool = False,
+    prefix: tuple[Float[Array, "*C P K H"], Float[Array, "*C P K H"]] | None = None,
     implementation: Implementation | None = None,
     return_lse: bool = False,
 ) -> Any:
@@ -39,16 +37,13 @@ def attention(
 
     Args:
       q: queries, rotated.
-      k: the row's own keys [B, S, K, H], rotated; N is a multiple of K, heads are grouped, never
-        repeated.
+      k: the row's own keys, rotated; N is a multiple of K, heads are grouped, never repeated.
       v: the row's own values, likewise.
       mask: what each query sees.
       scale: factor on the scores (`H ** -0.5` in all supported models).
       prefix: keys and values [P, K, H] that all rows share, or [C, P, K, H] of which each of C
         groups of rows, one after the other, shares one; groups are split over "data" as rows are.
         None for none. They are read in the dtype of `k`; their gradient has their own.
-      as_cached: keys are [B, K, H, S] and values [B, K, S, H], those of the prefix [K, H, P] and
-        [K, P, H]: the layout to keep a cache in, as both products then read it in order.
       implementation: None picks one, see `backends`; "pallas_interpret" runs the TPU kernels on a
         CPU.
       return_lse: also returns the log-sum-exp of each query's scores, differentiable.
@@ -62,10 +57,10 @@ def attention(
         fit each other.
     """
     T, N, H = q.shape[1:]
-    S, K = (v.shape[axis] for axis in ((2, 1) if as_cached else (1, 2)))
+    K = k.shape[2]
     heads, query_heads = head_axis(K), query_axis(N, K)
     queries = P(DATA, None, query_heads, None)
-    keys = P(DATA, heads, None, None) if as_cached else P(DATA, None, heads, None)
+    keys = P(DATA, None, heads, None)
     if prefix is not None and prefix[1].ndim == 4 and len(prefix[1]) == 1:  # one group: all rows
         prefix = prefix[0][0], prefix[1][0]
         if mask.prefix_length is not None:
@@ -73,51 +68,39 @@ def attention(
     in_groups = prefix is not None and prefix[1].ndim == 4
     slots = P(DATA, *keys[1:]) if in_groups else P(*keys[1:])
     if prefix is None:
-        none = ((K, H, 0), (K, 0, H)) if as_cached else ((0, K, H),) * 2
-        prefix = tuple(jax.sharding.reshard(jnp.zeros(n, k.dtype), slots) for n in none)
-    num_slots = prefix[1].shape[1 if as_cached or in_groups else 0]
+        prefix = (jax.sharding.reshard(jnp.zeros((0, K, H), k.dtype), slots),) * 2
+    num_slots = prefix[1].shape[1 if in_groups else 0]
     length = jnp.minimum(num_slots if mask.prefix_length is None else mask.prefix_length, num_slots)
-    is_cached = mask.query_offset is not None
     if in_groups:
         groups = prefix[0].shape[0]
-        if is_cached:
-            raise ValueError(f"a cache has one prefix, not {groups}")
         if q.shape[0] % groups:
             raise ValueError(f"{q.shape[0]} rows cannot be shared out to {groups} prefixes")
         length = jax.sharding.reshard(jnp.broadcast_to(length, (groups,)), P(DATA))
-    if not is_cached and T != S:
-        raise ValueError(f"{S} keys for {T} queries need a query_offset")
     if N % K:
         raise ValueError(f"{N} query heads are no multiple of {K} kv heads")
     is_packed = mask.segment_start is not None
-    chosen = choose(implementation, q, num_slots, is_cached, return_lse, is_packed)
+    chosen = choose(implementation, q, num_slots, return_lse, is_packed)
     start = mask.segment_start if is_packed else jnp.zeros((len(q), T), jnp.int32)
     start = jax.sharding.reshard(start, TOKENS_BT)
-    offset = jnp.asarray(mask.query_offset if is_cached else 0, jnp.int32)
 
-    def local(q, k, v, prefix_k, prefix_v, segment_start, length, offset):
-        if as_cached:
-            k, v = jnp.moveaxis(k, 3, 1), v.swapaxes(1, 2)
-            prefix_k, prefix_v = jnp.moveaxis(prefix_k, 2, 0), prefix_v.swapaxes(0, 1)
+    def local(q, k, v, prefix_k, prefix_v, segment_start, length):
         if query_heads != heads:  # this device's queries are of one kv head
             k, v, prefix_k, prefix_v = map(_own_head, (k, v, prefix_k, prefix_v))
         # The padding in front of a prompt would see nothing: a softmax over no key is not a number.
-        segment_start = jnp.clip(segment_start, 0, offset + jnp.arange(T))
-        rows = Rows(q, k, v, prefix_k, prefix_v, segment_start, length, offset)
+        segment_start = jnp.clip(segment_start, 0, jnp.arange(T))
+        rows = Rows(q, k, v, prefix_k, prefix_v, segment_start, length)
         if chosen == "reference":
             return in_groups_of_rows(reference_attention, rows, scale=scale)
-        if is_cached:
-            return folded_attention(rows, scale=scale)
         causal = chosen == "cudnn" and not is_packed
         return whole_rows(rows, scale, "cudnn_causal" if causal else chosen)
 
     mapped: Any = jax.shard_map(
         local,
-        in_specs=(queries, keys, keys, slots, slots, TOKENS_BT, P(DATA) if in_groups else P(), P()),
+        in_specs=(queries, keys, keys, slots, slots, TOKENS_BT, P(DATA) if in_groups else P()),
         out_specs=(queries, P(DATA, None, query_heads)),
         check_vma=False,  # the custom VJP inside knows nothing of varying axes
     )
-    out, lse = mapped(q, k, v, *prefix, start, length.astype(jnp.int32), offset)
+    out, lse = mapped(q, k, v, *prefix, start, length.astype(jnp.int32))
     return (out, lse) if return_lse else out
 
 

@@ -3,7 +3,7 @@
 | implementation | what it serves |
 |---|---|
 | reference | everything, slowly; the specification |
-| folded | a decode cache, few queries, and many short rows behind a longer prefix off TPU |
+| folded | few queries a row, and many short rows behind a longer prefix off TPU |
 | pallas | whole rows on TPU |
 | cudnn | whole rows in half precision on a GPU |
 | blocked | whole rows anywhere else |
@@ -31,7 +31,6 @@ def choose(
     asked: str | None,
     q: jax.Array,
     num_slots: int,
-    is_cached: bool,
     return_lse: bool,
     is_packed: bool = True,
 ) -> Implementation:
@@ -41,7 +40,6 @@ def choose(
       asked: what the caller wants; None for the fastest that serves.
       q: queries [B, T, N, H] of all devices.
       num_slots: of the prefix.
-      is_cached: whether the row has other keys than those of its queries.
       return_lse: whether the log-sum-exp is wanted too.
       is_packed: whether rows hold segments that must not see each other.
 
@@ -49,12 +47,12 @@ def choose(
       ValueError: if what is asked for does not exist or cannot serve.
     """
     if asked is not None:
-        reason = _why_not(asked, is_cached, q, return_lse, is_packed)
+        reason = _why_not(asked, q, return_lse, is_packed)
         if reason:
             raise ValueError(f"implementation={asked!r} {reason}")
         return _BY_NAME[asked]
-    if is_cached or q.shape[1] <= FEW_QUERIES:
-        return _because("folded", "a cache, or few queries a row")
+    if q.shape[1] <= FEW_QUERIES:
+        return _because("folded", "few queries a row")
     if on_tpu():
         reason = _why_not_mosaic(q)
         if reason is None:
@@ -80,16 +78,12 @@ def _log_once(message: str) -> None:
     _log.info(message)
 
 
-def _why_not(
-    asked: str, is_cached: bool, q: jax.Array, return_lse: bool, is_packed: bool
-) -> str | None:
+def _why_not(asked: str, q: jax.Array, return_lse: bool, is_packed: bool) -> str | None:
     """Why an implementation that was asked for cannot serve; None if it can."""
     if asked not in _BY_NAME:
         return f"is none of {', '.join(_BY_NAME)}"
     if asked in ("reference", "folded"):
         return None
-    if is_cached:
-        return "serves whole rows; query_offset must be None"
     if asked == "pallas":
         elsewhere = "needs a TPU; elsewhere 'pallas_interpret' runs the kernels, slowly"
         return _why_not_mosaic(q) or (None if on_tpu() else elsewhere)

@@ -194,7 +194,7 @@ def _in_the_loop(q: jax.Array, segment_start: jax.Array) -> tuple[jax.Array, jax
 
 def blocked_forward(rows: Rows, *, scale: float) -> Attended:
     """Attends within whole rows."""
-    q, k, v, prefix_k, prefix_v, segment_start, prefix_length, _ = rows
+    q, k, v, prefix_k, prefix_v, segment_start, prefix_length = rows
     T, N = q.shape[1:3]
     blocks = _Blocks(T, N, k.shape[2])
     q, segment_start = _in_the_loop(q, segment_start)
@@ -229,7 +229,7 @@ def blocked_forward(rows: Rows, *, scale: float) -> Attended:
 
 def blocked_backward(rows: Rows, back: Backward, *, scale: float) -> tuple[jax.Array, ...]:
     """Gradients of q, k, v in their dtypes, and of prefix_k and prefix_v in float32."""
-    q, k, v, prefix_k, prefix_v, segment_start, prefix_length, _ = rows
+    q, k, v, prefix_k, prefix_v, segment_start, prefix_length = rows
     T, N = q.shape[1:3]
     P = prefix_k.shape[0]
     blocks = _Blocks(T, N, k.shape[2])

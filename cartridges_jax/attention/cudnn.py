@@ -77,7 +77,7 @@ def why_not_cudnn(q: jax.Array, return_lse: bool, is_packed: bool = True) -> str
 
 def _bias(segment_start: Int[Array, "B T"], dtype: Any) -> Float[Array, "B 1 T T"]:
     """What to add to the scores of a row's own keys."""
-    seen = visible_keys(segment_start, 0, segment_start.shape[1])
+    seen = visible_keys(segment_start)
     return jnp.where(seen, 0.0, _HIDDEN).astype(dtype)[:, None]
 
 
@@ -98,7 +98,7 @@ def _lengths(q: jax.Array, prefix_length: jax.Array) -> tuple[jax.Array, jax.Arr
 
 def cudnn_forward(rows: Rows, *, scale: float, is_packed: bool = True) -> Attended:
     """Attended values and log-sum-exp of whole rows; on a GPU alone."""
-    q, k, v, prefix_k, prefix_v, segment_start, prefix_length, _ = rows
+    q, k, v, prefix_k, prefix_v, segment_start, prefix_length = rows
     B, T, N, _ = q.shape
     fused = _calls()
     options: Any = {"scale": scale, "return_residual": True}
@@ -129,7 +129,7 @@ def cudnn_backward(
 
     `back.delta` is not used: the kernels sum out * d_out themselves.
     """
-    q, k, v, prefix_k, prefix_v, segment_start, prefix_length, _ = rows
+    q, k, v, prefix_k, prefix_v, segment_start, prefix_length = rows
     out, lse, _, d_out = back
     fused = _calls()
     bias = _bias(segment_start, q.dtype) if is_packed else None

@@ -1,10 +1,10 @@
-"""Attention of many short rows behind one prefix: what decoding, prefill and scoring run.
+"""Attention of many short rows behind one prefix: what scoring runs off TPU.
 
 The queries of all rows are one matrix to the prefix, so it is read once for all of them, and its
 products are large ones however short the rows are; a row's own keys are seen row by row. The two
 parts are merged by their log-sum-exp. Queries come in blocks whose scores stay in cache.
 
-Time grows with B * N * T * (P + S), temporaries with BLOCK * K * P for the prefix and MOST_SCORES
+Time grows with B * N * T * (P + T), temporaries with BLOCK * K * P for the prefix and MOST_SCORES
 for the rows' own keys.
 """
 
@@ -37,7 +37,7 @@ def folded_attention(rows: Rows, *, scale: float) -> Attended:
     K, G = k.shape[2], N // k.shape[2]
     folded = q.reshape(B, T, K, G, H).transpose(0, 2, 1, 3, 4).reshape(B, K, T * G, H)
     keys, values = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
-    part = _own_part(folded, keys, values, rows.segment_start, rows.query_offset, scale)
+    part = _own_part(folded, keys, values, rows.segment_start, scale)
     if prefix_k.shape[0]:
         slots = prefix_k.transpose(1, 2, 0), prefix_v.swapaxes(0, 1)
         part = _merged(part, _prefix_part(folded, *slots, rows.prefix_length, scale))
@@ -98,10 +98,9 @@ def _in_blocks(
 
 def _own_part(
     q: Float[Array, "B K Q H"],
-    k: Float[Array, "B K H S"],
-    v: Float[Array, "B K S H"],
+    k: Float[Array, "B K H T"],
+    v: Float[Array, "B K T H"],
     segment_start: Int[Array, "B T"],
-    query_offset: Int[Array, ""] | int,
     scale: float,
 ) -> _Part:
     """Each row's queries against its own keys, as many rows at a time as MOST_SCORES allow."""
@@ -112,7 +111,7 @@ def _own_part(
     def some_rows(args: tuple[jax.Array, ...]) -> _Part:
         q, k, v, start = args
         s = jnp.einsum("BKQH,BKHS->BKQS", q, k, preferred_element_type=jnp.float32) * scale
-        seen = visible_keys(start, query_offset, S)  # [B, T, S]
+        seen = visible_keys(start)  # [B, T, T]
         seen = jnp.repeat(seen, Q // seen.shape[1], axis=1)  # a group's heads see alike
         s = jnp.where(seen[:, None], s, NEG_INF)
         top = s.max(-1)

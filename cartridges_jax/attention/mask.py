@@ -1,7 +1,4 @@
-"""Who sees whom: one mask serves packed rows, padded prompts and a decode cache.
-
-And what the implementations of attention share.
-"""
+"""Who sees whom in whole rows, packed or not, and what the implementations share."""
 
 from typing import NamedTuple
 
@@ -15,24 +12,20 @@ NEG_INF = -1e30  # finite, so that a padding row without any visible key is not 
 class Mask(NamedTuple):
     """What each query sees: the prefix's live slots, and its row's keys from a first one to itself.
 
-    Query t of row b is the row's key number `query_offset + t`. It sees the first `prefix_length`
-    slots of the prefix, and keys `segment_start[b, t]` up to its own, which it always sees.
+    Query t of row b sees the first `prefix_length` slots of the prefix, and keys
+    `segment_start[b, t]` up to its own, which it always sees.
     """
 
     segment_start: Int[Array, "B T"] | None  # below 0 is 0; None: each row is one segment
     # None, and more than there are: all slots. Where rows come in groups, one for each group.
     prefix_length: Int[Array, "*C"] | int | None = None
-    query_offset: Int[Array, ""] | int | None = None  # None: whole rows, with as many keys; 0
 
 
-def visible_keys(
-    segment_start: Int[Array, "B T"], query_offset: Int[Array, ""] | int, num_keys: int
-) -> jax.Array:
-    """Returns the boolean mask [B, T, S] of the row's own keys that each query sees."""
-    query_index = query_offset + jnp.arange(segment_start.shape[1])
-    key_index = jnp.arange(num_keys)
-    causal = key_index[None, None, :] <= query_index[None, :, None]
-    return causal & (key_index[None, None, :] >= segment_start[:, :, None])
+def visible_keys(segment_start: Int[Array, "B T"]) -> jax.Array:
+    """Returns the boolean mask [B, T, T] of the row's own keys that each query sees."""
+    index = jnp.arange(segment_start.shape[1])
+    causal = index[None, None, :] <= index[None, :, None]
+    return causal & (index[None, None, :] >= segment_start[:, :, None])
 
 
 class Rows(NamedTuple):
@@ -44,13 +37,12 @@ class Rows(NamedTuple):
     """
 
     q: Float[Array, "B T N H"]
-    k: Float[Array, "B S K H"]
-    v: Float[Array, "B S K H"]
+    k: Float[Array, "B T K H"]
+    v: Float[Array, "B T K H"]
     prefix_k: Float[Array, "*C P K H"]
     prefix_v: Float[Array, "*C P K H"]
     segment_start: Int[Array, "B T"]
     prefix_length: Int[Array, "*C"]
-    query_offset: Int[Array, ""] | int = 0  # whole rows have 0, and S = T
 
     def in_one_dtype(self) -> "Rows":
         """The same with the prefix in the keys' dtype."""

@@ -1,6 +1,6 @@
 """The specification of our attention in plain jnp: what every implementation must compute.
 
-Scores and softmax are float32. Time and memory grow with B * N * T * (P + S): for tests.
+Scores and softmax are float32. Time and memory grow with B * N * T * (P + T): for tests.
 """
 
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from cartridges_jax.attention.mask import NEG_INF, Attended, Rows, visible_keys
 
 def reference_attention(rows: Rows, *, scale: float) -> Attended:
     """Attended values and log-sum-exp; see `attention.api.attention`."""
-    q, k, v, prefix_k, prefix_v, segment_start, prefix_length, query_offset = rows.in_one_dtype()
+    q, k, v, prefix_k, prefix_v, segment_start, prefix_length = rows.in_one_dtype()
     B, T, N, H = q.shape
-    K, S, P = k.shape[2], k.shape[1], prefix_k.shape[0]
+    K, P = k.shape[2], prefix_k.shape[0]
     qg = (q.astype(jnp.float32) * scale).reshape(B, T, K, N // K, H)
     k, v, prefix_k, prefix_v = (x.astype(jnp.float32) for x in (k, v, prefix_k, prefix_v))
     own = jnp.einsum("BTKGH,BSKH->BKGTS", qg, k)
-    own = jnp.where(visible_keys(segment_start, query_offset, S)[:, None, None], own, NEG_INF)
+    own = jnp.where(visible_keys(segment_start)[:, None, None], own, NEG_INF)
     pre = jnp.einsum("BTKGH,PKH->BKGTP", qg, prefix_k)
     pre = jnp.where(jnp.arange(P) < prefix_length, pre, NEG_INF)
     # One softmax in two parts: the prefix is never repeated for each row.

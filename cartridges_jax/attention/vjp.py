@@ -33,8 +33,7 @@ def in_groups_of_rows(run: Callable[..., Any], rows: Rows, *of_rows: Any, scale:
     groups, B = len(rows.prefix_k), len(rows.q)
     split = functools.partial(groups_first, groups=groups)
     each = rows._replace(
-        **{name: split(getattr(rows, name)) for name in ("q", "k", "v", "segment_start")},
-        query_offset=jnp.zeros(groups, jnp.int32),
+        **{name: split(getattr(rows, name)) for name in ("q", "k", "v", "segment_start")}
     )
     found = jax.lax.map(
         lambda group: run(*group, scale=scale), (each, *jax.tree.map(split, of_rows))

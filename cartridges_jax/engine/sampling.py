@@ -4,7 +4,7 @@ A row's randomness is a function of its seed and the number of the token alone, 
 neighbours. A sample costs one uniform number a row and one pass over the vocabulary.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from cartridges_jax.sharding import DATA
 
 # What is compiled in: sorting costs as much as a small model's step.
 Draw = Literal["greedy", "all", "truncated"]
+DRAWS = get_args(Draw)
+Numbers = Any  # on the device, or on the host while a step is planned
+TOP = 20  # likeliest tokens that are told with their log-probabilities, as many as vLLM tells
 _BLOCK = 256  # ids whose probabilities are summed before one of them is looked for
 
 
@@ -22,53 +25,86 @@ class Sampling(NamedTuple):
     """How a token is drawn from the logits.
 
     `temperature` 0 is greedy; `top_k` keeps the k likeliest tokens (0: all), then `top_p` the
-    fewest of them that hold this share of their probability (1: all).
+    fewest of them that hold this share of their probability (1: all), and `min_p` those that are
+    at least this many times as likely as the likeliest (0: all).
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
 
     @property
     def draw(self) -> Draw:
         if self.temperature == 0:
             return "greedy"
-        return "all" if self.top_k == 0 and self.top_p >= 1 else "truncated"
+        is_whole = self.top_k == 0 and self.top_p >= 1 and self.min_p == 0
+        return "all" if is_whole else "truncated"
 
 
-def choose(
-    logits: Float[Array, "B V"],
-    seeds: Int[Array, "B"],
-    step: jax.Array,
-    sampling: Sampling,
-    how: Draw,
-) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """Draws a token per row; returns ids and their log-probabilities.
+class Draws(NamedTuple):
+    """What decides the next token of each row; but for `how` and `with_top` one for each."""
 
-    The log-probability is that of the undisturbed model, at temperature 1.
+    seed: Numbers  # [B], int32 as all that are whole
+    index: Numbers  # [B], of the token in its answer
+    temperature: Numbers  # [B], float32 as all that are not
+    top_k: Numbers  # [B]
+    top_p: Numbers  # [B]
+    min_p: Numbers  # [B]
+    how: Numbers  # the index in DRAWS of the most that any row needs
+    with_top: Numbers  # whether any row wants the likeliest tokens
+
+
+class Drawn(NamedTuple):
+    """Tokens, and log-probabilities under the model itself, at temperature 1 and not cut."""
+
+    token: Int[Array, "B"]
+    logprob: Float[Array, "B"]
+    top_ids: Int[Array, "B TOP"]  # the likeliest, best first; zeros where no row wants them
+    top_logprobs: Float[Array, "B TOP"]
+
+
+def draw(logits: Float[Array, "B V"], draws: Draws) -> Drawn:
+    """Draws the next token of each row.
+
+    What is not asked for costs nothing: sorting takes as long as a step of a small model.
     """
     logits = jax.sharding.reshard(logits, P(DATA, None))
-    ids = jnp.arange(logits.shape[1])
-    if how == "greedy":
-        # As argmax, which XLA's CPU compiler does one number at a time.
-        best = logits == logits.max(axis=-1, keepdims=True)
-        token = jnp.min(jnp.where(best, ids, ids[-1]), axis=-1).astype(jnp.int32)
-    else:
-        scores = logits / jnp.asarray(sampling.temperature)
-        if how == "truncated":
-            scores = _keep_likely(scores, jnp.asarray(sampling.top_k), jnp.asarray(sampling.top_p))
-        token = _sample(scores, _uniform(seeds, step))
+    B, V = logits.shape
+    ids = jnp.arange(V)
+    # As argmax, which XLA's CPU compiler does one number at a time.
+    best = logits == logits.max(axis=-1, keepdims=True)
+    greedy = jnp.min(jnp.where(best, ids, V - 1), axis=-1).astype(jnp.int32)
+
+    def drawn(is_cut: bool) -> jax.Array:
+        scores = logits / jnp.where(draws.temperature > 0, draws.temperature, 1.0)[:, None]
+        scores = _keep_likely(scores, draws.top_k, draws.top_p, draws.min_p) if is_cut else scores
+        token = _sample(scores, _uniform(draws.seed, draws.index))
+        return jnp.where(draws.temperature > 0, token, greedy)
+
+    token = jax.lax.switch(draws.how, [lambda: greedy, lambda: drawn(False), lambda: drawn(True)])
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
     of_token = jnp.sum(jnp.where(ids == token[:, None], logits, 0.0), axis=-1)
-    return token, of_token - jax.nn.logsumexp(logits, axis=-1)
+    count = min(TOP, V)
+
+    def top() -> tuple[jax.Array, jax.Array]:
+        found, at = jax.lax.top_k(logits, count)
+        return at.astype(jnp.int32), found - normaliser[:, None]
+
+    def no_top() -> tuple[jax.Array, jax.Array]:
+        nothing = jnp.zeros_like(logits, shape=(B, count), out_sharding=P(DATA, None))
+        return nothing.astype(jnp.int32), nothing
+
+    return Drawn(token, of_token - normaliser, *jax.lax.cond(draws.with_top, top, no_top))
 
 
-def _uniform(seeds: Int[Array, "B"], step: jax.Array) -> Float[Array, "B"]:
+def _uniform(seeds: Int[Array, "B"], index: Int[Array, "B"]) -> Float[Array, "B"]:
     """One number in [0, 1) for each row."""
 
-    def one(seed: jax.Array) -> jax.Array:
-        return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), step))
+    def one(seed: jax.Array, index: jax.Array) -> jax.Array:
+        return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), index))
 
-    drawn = jax.vmap(one)(jax.sharding.reshard(seeds, P()))
+    drawn = jax.vmap(one)(*(jax.sharding.reshard(x, P()) for x in (seeds, index)))
     return jax.sharding.reshard(drawn, P(DATA))
 
 
@@ -100,13 +136,21 @@ def _first_above(
     return jnp.where(above.any(axis=-1), jnp.argmax(above, axis=-1), last)
 
 
-def _keep_likely(scores: Float[Array, "B V"], top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Sets the scores that top_k and top_p leave out to -inf; the likeliest always stays."""
+def _keep_likely(
+    scores: Float[Array, "B V"],
+    top_k: Int[Array, "B"],
+    top_p: Float[Array, "B"],
+    min_p: Float[Array, "B"],
+) -> jax.Array:
+    """Sets the scores that are left out to -inf; the likeliest always stays."""
     best_first = -jnp.sort(-scores, axis=-1)
     rank = jnp.arange(scores.shape[-1])
+    top_k = top_k[:, None]
     kept = (rank < top_k) | (top_k == 0)
     shares = jax.nn.softmax(jnp.where(kept, best_first, -jnp.inf), axis=-1)
     before = jnp.cumsum(shares, axis=-1) - shares
-    kept &= (before < top_p) | (rank == 0)
+    kept &= before < top_p[:, None]
+    kept &= best_first - best_first[:, :1] >= jnp.log(min_p)[:, None]
+    kept |= rank == 0
     last = jnp.min(jnp.where(kept, best_first, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(scores >= last, scores, -jnp.inf)

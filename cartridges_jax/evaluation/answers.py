@@ -67,19 +67,14 @@ class AnswerLog:
         missing = [i for i in range(len(questions)) if (arm.name, i) not in self._known]
         bar = progress(len(questions), "evaluate", "answer", len(questions) - len(missing))
         bar.set_postfix_str(arm.name)
-        size = arms.rows_together(model, arm, questions, max_new_tokens)
+        texts = [questions[i] for i in missing]
         with self._path.open("a") as file:
-            for start in range(0, len(missing), size):
-                asked = missing[start : start + size]
-                texts = [questions[i] for i in asked]
-                turns = arms.answer_turns(model, arm, texts, max_new_tokens)
-                new = dict(zip(asked, turns, strict=True))
-                rows = (_row(arm.name, i, turn) for i, turn in new.items())
+            for i, turn in arms.answer_turns(model, arm, texts, max_new_tokens):
                 with files.writing(self._path):
-                    file.write("".join(json.dumps(row) + "\n" for row in rows))
+                    file.write(json.dumps(_row(arm.name, missing[i], turn)) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
-                self._known |= {(arm.name, i): turn for i, turn in new.items()}
-                bar.update(len(asked))
+                self._known[arm.name, missing[i]] = turn
+                bar.update()
         bar.close()
         return [self._known[arm.name, i] for i in range(len(questions))]

@@ -8,9 +8,8 @@ or line with the context's closing tokens in place; "no context" gives nothing.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from cartridges_jax import initializers
@@ -28,8 +27,6 @@ FULL_CONTEXT = "full context"
 FULL_KV = "full KV"
 TRUNCATED = "truncated"
 CARTRIDGE = "cartridge"
-MOST_ROWS = 64  # answered together
-CACHE_BYTES = 4 * 2**30  # of a device, for their caches
 _PASSAGE_END = re.compile(rf"{SENTENCE_END}|(?<=\S)$", re.MULTILINE)
 
 
@@ -118,31 +115,21 @@ def cartridge_arm(cartridge: Cartridge, name: str = CARTRIDGE) -> Arm:
 
 def answer_turns(
     model: LanguageModel, arm: Arm, questions: Sequence[str], max_new_tokens: int
-) -> list[Message]:
-    """Greedy answers to the questions, each a user's message after the arm's context."""
-    most = rows_together(model, arm, questions, max_new_tokens)
-    generations = model.generate(
-        _prompts(model, arm, questions), arm.prefix, max_new_tokens=max_new_tokens, batch_size=most
-    )
-    return [model.as_turn(g) for g in generations]
+) -> Iterator[tuple[int, Message]]:
+    """Greedy answers to the questions with their indices, as they come.
+
+    Each question is a user's message after the arm's context.
+    """
+    suffixes = [model.render_prompt(question, has_context=True) for question in questions]
+    prompts = [[*arm.prompt_head, *suffix] for suffix in suffixes]
+    found = model.generate_as_completed(prompts, arm.prefix, max_new_tokens=max_new_tokens)
+    for i, generation in found:
+        yield i, model.as_turn(generation)
 
 
 def answer(
     model: LanguageModel, arm: Arm, questions: Sequence[str], max_new_tokens: int
 ) -> list[str]:
-    """The text of `answer_turns`."""
-    return [m["content"] for m in answer_turns(model, arm, questions, max_new_tokens)]
-
-
-def rows_together(
-    model: LanguageModel, arm: Arm, questions: Sequence[str], max_new_tokens: int
-) -> int:
-    """How many questions run together: what `CACHE_BYTES` of each device hold the caches of."""
-    row = max(map(len, _prompts(model, arm, questions)), default=0) + max_new_tokens
-    row_bytes = row * model.config.kv_floats_per_token * jnp.dtype(model.dtype).itemsize
-    return max(1, min(MOST_ROWS, CACHE_BYTES * model.mesh.size // row_bytes))
-
-
-def _prompts(model: LanguageModel, arm: Arm, questions: Sequence[str]) -> list[list[int]]:
-    suffixes = [model.render_prompt(question, has_context=True) for question in questions]
-    return [[*arm.prompt_head, *suffix] for suffix in suffixes]
+    """The texts of `answer_turns`, in order."""
+    turns = dict(answer_turns(model, arm, questions, max_new_tokens))
+    return [turns[i]["content"] for i in range(len(questions))]

@@ -1,10 +1,11 @@
 """The transformer of Llama, Mistral, Qwen2.5 and Qwen3: blocks stacked on a leading L axis.
 
 It takes token ids with their positions and, optionally, a KV prefix per layer that all rows share
-(a cartridge, or the real KV of a chunk) and a decode cache; it hands on hidden states. Blocks run
-in one `jax.lax.scan`, so compile time does not grow with L; decoding on a CPU takes them one by one
-(`unstacked`). What differs between the families is biases and norms on q and k, told by the config.
-Modules are pytrees: pass them to `jax.jit` and `jax.grad` as arguments.
+(a cartridge, or the real KV of a chunk); or tokens whose context is on the pages of the engine. It
+hands on hidden states. Blocks run in one `jax.lax.scan`, so compile time does not grow with L; the
+engine takes them one by one on a CPU (`unstacked`). What differs between the families is biases and
+norms on q and k, told by the config. Modules are pytrees: pass them to `jax.jit` and `jax.grad` as
+arguments.
 
 Time of a forward grows with B * T * (weights + L * N * H * (P + T / 2)); activations kept for a
 backward are B * T * D per layer, on a CPU also B * T * (2 * F + (2 * N + 2 * K) * H + D) of its
@@ -20,7 +21,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from cartridges_jax.attention import SAVED_NAMES, Mask, attention
+from cartridges_jax.attention import SAVED_NAMES, Mask, PagedKV, Step, attention, paged_attention
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.linear import PRODUCT, Embedding, Head, Linear
 from cartridges_jax.models.rope import Turn, apply_rope, rope_angles
@@ -28,49 +29,17 @@ from cartridges_jax.sharding import DATA, MODEL, on_cpu, weight_axes
 
 
 class KV(NamedTuple):
-    """Rotated keys and values: of a prefix [L, P, K, H], or of rows [L, B, S, K, H].
-
-    A decode cache (`as_cached`) keeps keys [L, B, K, H, S] and values [L, B, K, S, H], a prefix
-    before it [L, K, H, P] and [L, K, P, H]; for an unstacked model they are tuples of L arrays.
-    """
+    """Rotated keys and values: of a prefix [L, P, K, H], or of rows [L, B, S, K, H]."""
 
     k: Any
     v: Any
-
-    def as_cached(self, room: int = 0) -> "KV":
-        """From [..., tokens, K, H] to the layout of a decode cache, with room for more tokens."""
-        grown = [(0, 0)] * (self.k.ndim - 3) + [(0, room), (0, 0), (0, 0)]
-        k, v = (jnp.pad(x, grown) for x in self)
-        return KV(jnp.moveaxis(k, -3, -1), v.swapaxes(-2, -3))
-
-    def layers(self) -> "KV":
-        """As a tuple of each layer's arrays."""
-        return KV(tuple(self.k), tuple(self.v))
-
-    def layer(self, index: Any) -> "KV":
-        """One layer's part."""
-        if isinstance(self.k, tuple):
-            return KV(self.k[index], self.v[index])
-        return KV(*(jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in self))
-
-    def written(self, index: Any, new: "KV", offset: jax.Array) -> "KV":
-        """A cache with new tokens [B, T, K, H] of one layer at `offset`, in place under `jit`."""
-
-        def write(x: Any, new: jax.Array, *at: Any) -> Any:
-            if not isinstance(x, tuple):
-                return jax.lax.dynamic_update_slice(x, new[None].astype(x.dtype), (index, *at))
-            own = jax.lax.dynamic_update_slice(x[index], new.astype(x[index].dtype), at)
-            return (*x[:index], own, *x[index + 1 :])
-
-        new = new.as_cached()
-        return KV(write(self.k, new.k, 0, 0, 0, offset), write(self.v, new.v, 0, 0, offset, 0))
 
 
 class Prefix(NamedTuple):
     """A context as the model's functions take it: shared by all rows, without a batch axis.
 
-    `kv` is [L, P, K, H] (for `decode` as `KV.as_cached` makes it), of which the first `length`
-    slots are live; tokens that follow it start at rope position `next_position`.
+    `kv` is [L, P, K, H], of which the first `length` slots are live; tokens that follow it start at
+    rope position `next_position`.
     """
 
     kv: KV
@@ -221,39 +190,37 @@ class Transformer(nnx.Module):
         )
         return rms_norm(x, self.final_norm[...], self.config.norm_eps), own
 
-    def decode(
+    def on_pages(
         self,
         token_ids: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-        segment_start: Int[Array, "B T"],
-        cache: KV,
-        offset: Int[Array, ""],
-        *,
-        prefix: Prefix | None = None,
-    ) -> tuple[Float[Array, "B T D"], KV]:
-        """Runs a few new tokens against `cache`, writing them at `offset`.
+        pool: PagedKV,
+        step: Step,
+    ) -> tuple[Float[Array, "B T D"], PagedKV]:
+        """Runs a step of the engine: tokens of many rows, whose keys and values go to pages.
 
-        Arguments as in `__call__`, but the prefix is as `KV.as_cached` makes it; `segment_start`
-        counts in cache indices. The cache is carried through the layers and updated in place: a
-        step moves one token of it, not all. An unstacked model takes cache and prefix as tuples of
-        layers.
+        Args:
+          token_ids: decoding rows, of one token each, or one row on each device of "data", which
+            holds the tokens of many prompts.
+          positions: rope position of each token.
+          pool: carried through the layers and updated in place; of an unstacked model by layers.
+          step: where each token is written, and what it sees.
+
+        Returns:
+          The hidden states before the LM head, normed, and the pool.
         """
         turn = self.turn(positions)
         scale = self.config.head_dim**-0.5
-        kv, length = (None, None) if prefix is None else (prefix.kv, prefix.length)
-        mask = Mask(segment_start, length, offset)
 
-        def body(carry, block, slots, index):
-            x, cache = carry
+        def body(carry, block, _, index):
+            x, pool = carry
             q, k, v = block.qkv(x, turn)
-            cache = cache.written(index, KV(k, v), offset)
-            keys, values = cache.layer(index)
-            attended = attention(q, keys, values, mask, scale=scale, prefix=slots, as_cached=True)
-            return (block.mlp(block.attention_output(x, attended)), cache), None
+            attended, pool = paged_attention(q, k, v, pool, index, step, scale=scale)
+            return (block.mlp(block.attention_output(x, attended)), pool), None
 
-        start = (self.embedding(token_ids, self.dtype), cache)
-        (x, cache), _ = self._through_layers(body, start, kv)
-        return rms_norm(x, self.final_norm[...], self.config.norm_eps), cache
+        start = (self.embedding(token_ids, self.dtype), pool)
+        (x, pool), _ = self._through_layers(body, start, None)
+        return rms_norm(x, self.final_norm[...], self.config.norm_eps), pool
 
     def _through_layers(
         self, body: Any, carry: Any, slots: KV | None, save_products: bool | None = None
@@ -265,11 +232,9 @@ class Transformer(nnx.Module):
         is wanted or on a CPU, where rows are few and products slow, for its products.
         """
         if isinstance(self.blocks, nnx.List):
-            out = []
             for i, block in enumerate(self.blocks):
-                carry, made = body(carry, block, None if slots is None else slots.layer(i), i)
-                out.append(made)
-            return carry, jax.tree.map(lambda *x: jnp.stack(x), *out)
+                carry, _ = body(carry, block, None, i)
+            return carry, None
 
         def step(carry: Any, layer: Any) -> Any:
             block, slots, index = layer

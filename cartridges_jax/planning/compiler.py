@@ -11,11 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cartridges_jax.attention import PagedKV
 from cartridges_jax.distillation.config import TrainConfig
 from cartridges_jax.distillation.step import (
     abstract_batch,
@@ -24,13 +26,15 @@ from cartridges_jax.distillation.step import (
     make_train_step,
 )
 from cartridges_jax.distillation.targets import TOP_J
-from cartridges_jax.engine.decoding import DecodeState, advance_batch
-from cartridges_jax.engine.sampling import Sampling
+from cartridges_jax.engine.batch import LEAST_OWN_PAGES, decode_arrays
+from cartridges_jax.engine.pages import PAGE
+from cartridges_jax.engine.steps import State, decode
 from cartridges_jax.models import int8
 from cartridges_jax.models.config import ModelConfig
-from cartridges_jax.models.transformer import KV, Prefix, Transformer, abstract_transformer
+from cartridges_jax.models.transformer import Transformer, abstract_transformer
 from cartridges_jax.models.weights import Quantization
-from cartridges_jax.sharding import DATA, MODEL, TOKENS_BT, head_axis, make_mesh
+from cartridges_jax.shapes import power_of_two
+from cartridges_jax.sharding import DATA, TOKENS_BT, head_axis, make_mesh
 
 # What libtpu would else ask a cloud for, and complain that nobody answers; and several processes
 # may compile at a time.
@@ -143,49 +147,35 @@ def compile_decode(
     mesh: Mesh,
     *,
     rows: int,
-    cache_length: int,
+    row_tokens: int,
     num_slots: int,
     dtype: Any = jnp.bfloat16,
     quantization: Quantization = "none",
 ) -> Compiled:
-    """Compiles the decode loop of `engine.decoding`: `rows` rows behind one shared cartridge.
+    """Compiles a decoding step of the engine: `rows` rows behind one cartridge.
 
-    The cache has room for `cache_length` tokens of each row, half of them still to be made.
+    The pool has pages for the cartridge and for `row_tokens` tokens of each row.
     """
-    L, K, H, V = config.num_layers, config.num_kv_heads, config.head_dim, config.vocab_size
-    room = cache_length // 2
+    D = mesh.shape[DATA]
+    of_row = -(-row_tokens // PAGE)
+    pages = 1 + -(-num_slots // PAGE) + rows // D * of_row
+    step = decode_arrays([None] * D, PAGE, rows // D, rows // D)
+    tables = np.zeros((rows, power_of_two(of_row, LEAST_OWN_PAGES)), np.int32)
+    step = step._replace(step=step.step._replace(own_pages=tables))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        heads = head_axis(K)
+        model = abstract_model(config, mesh, dtype, quantization)
+        return compiled(decode, model, *abstract_step(config, mesh, pages, rows // D, step, dtype))
 
-        def cached(tokens: int, *batch: int) -> KV:
-            """As `KV.as_cached` lays tokens of rows, or slots, out."""
-            spec = (None, *(DATA for _ in batch), heads)
-            shapes = ((L, *batch, K, H, tokens), (L, *batch, K, tokens, H))
-            return KV(*(on_mesh(mesh, shape, dtype, *spec) for shape in shapes))
 
-        scalar = on_mesh(mesh, (), jnp.int32)
-        row = on_mesh(mesh, (rows,), jnp.int32, DATA)
-        state = DecodeState(
-            scalar,
-            scalar,
-            cached(cache_length, rows),
-            on_mesh(mesh, (rows, V), jnp.float32, DATA, MODEL),
-            on_mesh(mesh, (rows, room), jnp.int32, *TOKENS_BT),
-            on_mesh(mesh, (rows, room), jnp.float32, *TOKENS_BT),
-            on_mesh(mesh, (rows,), jnp.bool, DATA),
-        )
-        return compiled(
-            advance_batch,
-            abstract_model(config, mesh, dtype, quantization),
-            Prefix(cached(num_slots), scalar, scalar),
-            state,
-            row,
-            row,
-            Sampling(),
-            scalar,
-            stop_ids=config.eos_token_ids,
-            how="greedy",
-        )
+def abstract_step(
+    config: ModelConfig, mesh: Mesh, pages: int, rows: int, arrays: Any, dtype: Any
+) -> tuple[State, Any]:
+    """The engine's state with so many pages and rows a device group, and a step's arrays."""
+    L, K, H, D = config.num_layers, config.num_kv_heads, config.head_dim, mesh.shape[DATA]
+    pool = on_mesh(mesh, (L, D * pages, K, PAGE, H), dtype, None, DATA, head_axis(K))
+    state = State(PagedKV(pool, pool), on_mesh(mesh, (D * (rows + 1),), jnp.int32, DATA))
+    axes = lambda x: (DATA,) if np.ndim(x) else ()  # noqa: E731
+    return state, jax.tree.map(lambda x: on_mesh(mesh, x.shape, x.dtype, *axes(x)), arrays)
 
 
 def compile_train_step(

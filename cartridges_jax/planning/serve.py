@@ -108,7 +108,7 @@ def _compiled(asked: Asked, found: Serving, tokens: int) -> Serving | str:
     mesh = mesh_of(found.where, found.data, found.model)
     try:
         program = compile_decode(
-            asked.config, mesh, rows=found.requests, cache_length=tokens,
+            asked.config, mesh, rows=found.requests, row_tokens=tokens,
             num_slots=asked.training.num_slots, quantization=asked.quantization,
         )  # fmt: skip
     except jax.errors.JaxRuntimeError as error:

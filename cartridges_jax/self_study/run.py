@@ -5,11 +5,13 @@ Takes documents, hands on `conversations-*.array_record`, a shard for each unit 
 any length begin alike.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cartridges_jax import distributed, files
@@ -27,6 +29,7 @@ from cartridges_jax.self_study.unit import ChunkDrawer, chunk_widths, study_unit
 from cartridges_jax.shard_exchange import exchange
 from cartridges_jax.shards import ShardSet
 
+AHEAD = 2  # times as many requests as a client can answer at once are asked of it
 HOPELESS_UNITS = 8  # without a single conversation: the settings cannot work
 
 
@@ -57,7 +60,7 @@ def synthesize(
     if not documents:
         raise InputError("there is no document to study")
     widths = chunk_widths(model, documents, config)
-    client = client or LocalClient(model, batch_size=config.conversations_per_chunk)
+    client = client or LocalClient(model)
     inputs = study_inputs(config, client, documents) | {
         "seeds": digest([seeds.SEEDS, seeds.EXAMPLE_PASSAGES, seeds.EXAMPLES])
     }
@@ -65,7 +68,11 @@ def synthesize(
     shards = ShardSet.open(files.output_folder(out), SHARDS, inputs)
     drawer = ChunkDrawer.of(documents, model, widths, shards.folder)
     study = functools.partial(study_unit, drawer=drawer, client=client, config=config)
-    return write_units(shards, study, config.num_conversations, config.conversations_per_chunk)
+    per_unit = config.conversations_per_chunk
+    # While some units' requests are written, others' are answered.
+    at_once = max(1, -(-AHEAD * client.requests_at_once // per_unit))
+    with contextlib.closing(client):
+        return write_units(shards, study, config.num_conversations, per_unit, at_once)
 
 
 def study_inputs(config: Any, client: Client, documents: Sequence[Document]) -> dict[str, Any]:
@@ -87,6 +94,7 @@ def write_units(
     study: Callable[[int], list[Conversation]],
     wanted: int,
     per_unit: int,
+    at_once: int = 1,
 ) -> ShardSet:
     """Writes units until there are `wanted` conversations; runs end on whole units.
 
@@ -99,10 +107,26 @@ def write_units(
       study: writes the conversations of a unit.
       wanted: conversations in all.
       per_unit: the most that a unit tries.
+      at_once: units that are written at a time, each by a thread.
 
     Raises:
       InputError: if so little is kept that no end is in sight.
     """
+    with contextlib.ExitStack() as stack:
+        pool = concurrent.futures.ThreadPoolExecutor(at_once)
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        return _write_units(shards, pool, study, wanted, per_unit, at_once)
+
+
+def _write_units(
+    shards: ShardSet,
+    pool: concurrent.futures.Executor,
+    study: Callable[[int], list[Conversation]],
+    wanted: int,
+    per_unit: int,
+    at_once: int,
+) -> ShardSet:
+    running: dict[int, concurrent.futures.Future[list[Conversation]]] = {}
     shared = distributed.disk_is_shared(shards.folder)
     first, total = 0, 0  # all units before `first` are there, and hold so many conversations
     with progress(wanted, "self-study", "conv", shards.num_records) as bar:
@@ -124,24 +148,29 @@ def write_units(
                     "its tokens; raise num_examples, question_max_tokens or answer_max_tokens, or "
                     "lower min_answer_confidence"
                 )
-            index = _next_unit(shards, first, wanted - total, per_unit)
-            if index is None:  # others' units decide how many there will be
+            for index in _next_units(shards, first, wanted - total, per_unit):
+                if len(running) == at_once:
+                    break
+                if index not in running:
+                    running[index] = pool.submit(study, index)
+            if not running:  # others' units decide how many there will be
                 if shared:
                     distributed.wait_for_others()
                 continue
-            records = [c.to_bytes() for c in study(index)]
-            shards.write(index, records, dropped=per_unit - len(records))
-            bar.update(len(records))
+            concurrent.futures.wait(running.values(), return_when="FIRST_COMPLETED")
+            for index in [i for i, unit in running.items() if unit.done()]:
+                records = [c.to_bytes() for c in running.pop(index).result()]
+                shards.write(index, records, dropped=per_unit - len(records))
+                bar.update(len(records))
 
 
-def _next_unit(shards: ShardSet, first: int, missing: int, per_unit: int) -> int | None:
-    """This process's next unit from `first` on that `missing` conversations surely need."""
+def _next_units(shards: ShardSet, first: int, missing: int, per_unit: int) -> Iterator[int]:
+    """This process's units from `first` on that `missing` conversations surely need."""
     most = 0  # conversations of the units from `first` on
     for index in itertools.count(first):
         if most >= missing:
-            return None
+            return
         known = shards.units.get(index)
         if known is None and distributed.is_mine(index):
-            return index
+            yield index
         most += per_unit if known is None else known["records"]
-    raise AssertionError

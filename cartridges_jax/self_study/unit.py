@@ -119,7 +119,8 @@ def study_unit(
         chunk.text if config.passages else None,
         config.num_examples,
     )
-    written = client.read(chunk, opening).complete(
+    asking = client.read(chunk, opening)  # kept until the chunk is read for bot B, who shares it
+    written = asking.complete(
         [[Message(role="user", content=prompt)] for prompt in prompts],
         temperature=config.question_temperature,
         max_new_tokens=config.question_max_tokens,

@@ -30,7 +30,7 @@ from etils import epath
 
 from cartridges_jax import load_model
 from cartridges_jax.engine.answers import GenerationConfig
-from cartridges_jax.engine.decoding import Decoding
+from cartridges_jax.engine.engine import Request
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.sources.locate import open_source
 from experiments.benchmarks.measure import product_flops
@@ -60,16 +60,15 @@ class Ours:
 
     def ready(self, rows: int, behind: bool) -> Run:
         prompts = [self._ids[SHARED + i : SHARED + i + OWN].tolist() for i in range(rows)]
-        prefix = self._model.read(self._ids[:SHARED]) if behind else None
+        context = self._model.context(self._ids[:SHARED].tolist()) if behind else None
 
         def steps() -> float:
-            run = Decoding(
-                self._model.transformer, prompts, GenerationConfig(STEPS),
-                seeds=[0] * rows, prefix=prefix, mesh=self._model.mesh,
-            )  # fmt: skip
-            run.advance(0)  # the prompts are read when this returns
+            engine = self._model.engine
+            config = GenerationConfig(1 + STEPS)
+            answers = [engine.submit(Request(p, config, context=context)) for p in prompts]
+            engine.advance(lambda: all(len(a.token_ids) > 0 for a in answers))
             started = time.perf_counter()
-            run.advance()
+            engine.advance(lambda: all(a.generation for a in answers))
             return time.perf_counter() - started
 
         return steps

@@ -106,7 +106,7 @@ def trained(
         case "data":
             own_questions(model, document, work, index)
         case "templates":
-            client = TemplateClient(model, made, TEMPLATE_STUDY.conversations_per_chunk)
+            client = TemplateClient(model, made)
             synthesize(model, [document], folder / source, TEMPLATE_STUDY, client)
         case "text":
             text_targets(model, [document], folder / source, **TEXT_ROWS)

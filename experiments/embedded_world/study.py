@@ -187,7 +187,7 @@ def synthesize(
     _check_shares(config)
     if not documents:
         raise InputError("there is no document to study")
-    client = client or LocalClient(model, batch_size=config.conversations_per_chunk)
+    client = client or LocalClient(model)
     inputs = study_inputs(config, client, documents) | {
         "prompts": digest(  # the last says how a sentence is shown
             [PROMPTS[config.seed_prompts], SEED_PROMPTS[QUESTION], RECALL_PROMPTS, LONGEST_HEAD]

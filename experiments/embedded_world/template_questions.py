@@ -26,20 +26,23 @@ class TemplateClient:
     Args:
       model: that answers.
       made: the document that is asked about, with its ground truth.
-      batch_size: conversations that decode together.
     """
 
     opens_thoughts = False
+    requests_at_once = 1
 
-    def __init__(self, model: LanguageModel, made: GeneratedDocument, batch_size: int):
+    def __init__(self, model: LanguageModel, made: GeneratedDocument):
         self._made = dataclasses.replace(made, split="train")
         self._tokenizer = model.template.tokenizer
         self._token_ids = self._tokenizer.encode(made.text)
-        self._local = LocalClient(model, batch_size)
+        self._local = LocalClient(model)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         return self._local.fingerprint | {"questions": "by template"}
+
+    def close(self) -> None:
+        self._local.close()
 
     def read(self, chunk: Chunk, opening: Sequence[Message] = ()) -> "TemplateReader":
         del opening  # nothing is asked by the model

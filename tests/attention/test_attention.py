@@ -19,13 +19,13 @@ from tests.conftest import MESHES
 IMPLEMENTATIONS = ("reference", "folded", "blocked", "pallas_interpret")
 
 
-def naive(q, k, v, prefix_k, prefix_v, segment_start, offset, length, scale):
+def naive(q, k, v, prefix_k, prefix_v, segment_start, length, scale):
     """One query at a time, in float64, from the definition: values and log-sum-exp."""
     B, T, N, H = q.shape
     K = k.shape[2]
     out, lse = np.zeros((B, T, N, H)), np.zeros((B, T, N))
     for b, t in itertools.product(range(B), range(T)):
-        own = slice(segment_start[b, t], min(offset + t, k.shape[1] - 1) + 1)
+        own = slice(segment_start[b, t], t + 1)
         keys = np.concatenate([prefix_k[:length], k[b, own]]).astype(np.float64)
         values = np.concatenate([prefix_v[:length], v[b, own]]).astype(np.float64)
         query = q[b, t].astype(np.float64).reshape(K, N // K, H)
@@ -37,12 +37,11 @@ def naive(q, k, v, prefix_k, prefix_v, segment_start, offset, length, scale):
     return out, lse
 
 
-def make_case(rng, B=4, T=40, S=None, N=8, K=4, H=6, slots=5):
-    S = T if S is None else S
+def make_case(rng, B=4, T=40, N=8, K=4, H=6, slots=5):
     case = {
         "q": rng.normal(size=(B, T, N, H)),
-        "k": rng.normal(size=(B, S, K, H)),
-        "v": rng.normal(size=(B, S, K, H)),
+        "k": rng.normal(size=(B, T, K, H)),
+        "v": rng.normal(size=(B, T, K, H)),
         "prefix_k": rng.normal(size=(slots, K, H)),
         "prefix_v": rng.normal(size=(slots, K, H)),
     }
@@ -55,8 +54,7 @@ def make_case(rng, B=4, T=40, S=None, N=8, K=4, H=6, slots=5):
 
 
 def compiled(
-    mesh, case, *, dtype=jnp.float32, weights=None, as_cached=False, return_lse=True,
-    prefix_length=None, query_offset=None, **options,
+    mesh, case, *, dtype=jnp.float32, weights=None, return_lse=True, prefix_length=None, **options,
 ):  # fmt: skip
     """A function without arguments: values and log-sum-exp, and gradients of all float inputs.
 
@@ -76,15 +74,11 @@ def compiled(
         placed = [place(mesh, w, s) for w, s in zip(weights or (), of_what, strict=bool(weights))]
 
     def values(arrays):
-        keys = [arrays[name] for name in ("k", "v", "prefix_k", "prefix_v")]
-        if as_cached:
-            turned = (jnp.moveaxis(keys[i], -3, -1) for i in (0, 2))
-            keys[::2], keys[1::2] = turned, (keys[i].swapaxes(-2, -3) for i in (1, 3))
-        k, v, *prefix = keys
+        k, v, *prefix = (arrays[name] for name in ("k", "v", "prefix_k", "prefix_v"))
         found = attention(
-            arrays["q"], k, v, Mask(start, prefix_length, query_offset),
+            arrays["q"], k, v, Mask(start, prefix_length),
             prefix=tuple(prefix) if case["prefix_k"].size else None, scale=0.37,
-            return_lse=return_lse, as_cached=as_cached, **options,
+            return_lse=return_lse, **options,
         )  # fmt: skip
         return found if return_lse else (found,)
 
@@ -117,7 +111,7 @@ def gradients(mesh, case, weights, **options):
 def test_equals_the_definition(rng, implementation, T, slots):
     case = make_case(rng, B=2, T=T, slots=slots)
     got = run(make_mesh(1, 1), case, implementation=implementation)
-    want = naive(**case, offset=0, length=slots, scale=0.37)
+    want = naive(**case, length=slots, scale=0.37)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=3e-6)
 
@@ -243,7 +237,7 @@ def test_padding_in_front_of_a_prompt_harms_nothing(rng, implementation):
         make_mesh(1, 1), case, weights=(weights, no_lse), implementation=implementation
     )
     clear = case | {"segment_start": np.minimum(case["segment_start"], np.arange(150)[None])}
-    for a, want in zip(got, naive(**clear, offset=0, length=0, scale=0.37), strict=True):
+    for a, want in zip(got, naive(**clear, length=0, scale=0.37), strict=True):
         np.testing.assert_allclose(a, want, atol=3e-6)
     assert all(np.isfinite(g).all() for g in grads.values())
 
@@ -252,7 +246,7 @@ def test_padding_in_front_of_a_prompt_harms_nothing(rng, implementation):
 def test_a_prefix_without_live_slots_is_none(rng, implementation):
     case = make_case(rng, T=50, slots=5)
     got = run(make_mesh(1, 1), case, implementation=implementation, prefix_length=0)
-    want = naive(**case, offset=0, length=0, scale=0.37)
+    want = naive(**case, length=0, scale=0.37)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=3e-6)
 
@@ -274,34 +268,21 @@ def test_what_lies_outside_is_cut_off(rng, implementation):
     inside = case | {"segment_start": np.maximum(case["segment_start"], 0)}
     case["segment_start"] = np.where(case["segment_start"] == 0, -1, case["segment_start"])
     got = run(make_mesh(1, 1), case, implementation=implementation, prefix_length=200)
-    want = naive(**inside, offset=0, length=130, scale=0.37)
+    want = naive(**inside, length=130, scale=0.37)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=5e-6)
 
 
 @pytest.mark.parametrize("block", [512, 7])  # queries of all rows at once, and a few at a time
 @pytest.mark.parametrize("scores", [2**22, 700])  # all rows at once, and some
-def test_cached_queries_equal_the_whole_row(rng, monkeypatch, block, scores):
+def test_folded_rows_in_blocks(rng, monkeypatch, block, scores):
     monkeypatch.setattr(folded, "BLOCK", block)
     monkeypatch.setattr(folded, "MOST_SCORES", scores)
     case = make_case(rng, T=12)
-    case["segment_start"][:, 10:] = 4
-    whole = run(make_mesh(1, 1), case, implementation="reference")
-    names = ("q", "segment_start")
-    tail = case | {name: case[name][:, 7:] for name in names}
-    got = run(make_mesh(1, 1), tail, query_offset=7)
-    for a, b in zip(got, whole, strict=True):
-        np.testing.assert_allclose(a, b[:, 7:], atol=1e-6)
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_keys_may_lie_as_in_a_cache(rng, implementation):
-    case = make_case(rng, T=50, slots=5)
-    for mesh in (make_mesh(1, 1), make_mesh(2, 4), make_mesh(1, 8)):
-        got = run(mesh, case, implementation=implementation, as_cached=True)
-        want = run(mesh, case, implementation=implementation)
-        for a, b in zip(got, want, strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-6)
+    want = run(make_mesh(1, 1), case, implementation="reference")
+    got = run(make_mesh(1, 1), case, implementation="folded")
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -327,15 +308,6 @@ def test_heads_of_256(rng, implementation):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got, want)
 
 
-@pytest.mark.parametrize("implementation", ["blocked", "pallas_interpret"])
-def test_what_an_implementation_cannot_serve_is_refused_with_the_reason(rng, implementation):
-    case = make_case(rng, T=4)
-    with pytest.raises(ValueError, match="whole rows"):
-        run(make_mesh(1, 1), case, implementation=implementation, query_offset=0)
-    with pytest.raises(ValueError, match="6 keys for 4 queries"):
-        run(make_mesh(1, 1), make_case(rng, T=4, S=6), implementation=implementation)
-
-
 def test_the_kernels_refuse_what_they_cannot_serve(rng):
     def with_heads_of(H, dtype=jnp.float32):
         case = make_case(rng, T=4, H=H)
@@ -357,8 +329,6 @@ def test_shapes_that_do_not_fit_are_refused(rng):
     case |= {n: np.stack([case[n]] * 2) for n in ("prefix_k", "prefix_v")}
     with pytest.raises(ValueError, match="3 rows cannot be shared out to 2 prefixes"):
         run(make_mesh(1, 1), case)
-    with pytest.raises(ValueError, match="a cache has one prefix"):
-        run(make_mesh(1, 1), case, query_offset=0)
 
 
 @pytest.mark.parametrize(
@@ -369,18 +339,17 @@ def test_shapes_that_do_not_fit_are_refused(rng):
         ({}, False, "blocked (whole rows, and this is no TPU)"),
         ({"slots": 20}, False, "folded (short rows behind a longer prefix)"),
         ({"slots": 20}, True, "pallas (whole rows on TPU)"),
-        ({"T": 8}, True, "folded (a cache, or few queries a row)"),
-        ({"is_cached": True}, True, "folded (a cache, or few queries a row)"),
+        ({"T": 8}, True, "folded (few queries a row)"),
     ],
 )
 def test_the_choice_is_logged_once_with_its_reason(caplog, monkeypatch, case, tpu, message):
     monkeypatch.setattr(backends, "on_tpu", lambda: tpu)
     backends._log_once.cache_clear()
     caplog.set_level("INFO", logger=backends.__name__)
-    case = {"T": 20, "H": 64, "slots": 5, "is_cached": False} | case
+    case = {"T": 20, "H": 64, "slots": 5} | case
     q = jnp.zeros((2, case["T"], 2, case["H"]))
     for _ in range(2):
-        chosen = backends.choose(None, q, case["slots"], case["is_cached"], False)
+        chosen = backends.choose(None, q, case["slots"], False)
     [record] = caplog.records
     assert record.message.startswith(f"attention: {message}")
     assert message.startswith(chosen)

@@ -61,7 +61,7 @@ def problem(dtype, group, head_dim, slots):
     case = {n: x if n == "segment_start" else rounded(x, dtype) for n, x in case.items()}
     shape = case["q"].shape
     weights = tuple(rounded(rng.normal(size=s), dtype) for s in (shape, shape[:3]))
-    values = naive(**case, offset=0, length=slots, scale=0.37)
+    values = naive(**case, length=slots, scale=0.37)
     gradients = run(make_mesh(1, 1), case, weights=weights, implementation="reference")[0]
     return case, weights, values, gradients
 

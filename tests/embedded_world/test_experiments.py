@@ -72,7 +72,7 @@ def test_questions_by_template_ask_for_what_holds_in_the_end(tiny, minutes):
     }
     assert overruled
     chunk = dataclasses.replace(whole(document), text=made.text[:cut].rstrip())
-    reader = TemplateClient(tiny, made, 64).read(chunk)
+    reader = TemplateClient(tiny, made).read(chunk)
     replies = reader.complete([[]] * 200, temperature=1.0, max_new_tokens=1, seeds=range(200))
     asked = {reply.text for reply in replies if reply}
     assert len(asked) > 50

@@ -31,14 +31,14 @@ def test_answers_are_kept_and_a_stopped_evaluation_goes_on(trained, about, tmp_p
     answer = arms.answer_turns
 
     def counted(model, arm, texts, longest):
-        asked.extend((arm.name, text) for text in texts)
-        if stops == [len(asked)]:
-            stops.clear()
-            raise RuntimeError("stopped")
-        return answer(model, arm, texts, longest)
+        for i, turn in answer(model, arm, texts, longest):
+            asked.append((arm.name, texts[i]))
+            if stops == [len(asked)]:
+                stops.clear()
+                raise RuntimeError("stopped")
+            yield i, turn
 
     monkeypatch.setattr(arms, "answer_turns", counted)
-    monkeypatch.setattr(arms, "rows_together", lambda *_: 1)
     with pytest.raises(RuntimeError, match="stopped"):
         evaluate(trained, cartridge, [document], tmp_path, questions, config=CONFIG)
     with (tmp_path / "answers.jsonl").open("a") as file:

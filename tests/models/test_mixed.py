@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cartridges_jax import load_model
-from cartridges_jax.engine import decoding
+from cartridges_jax.engine import engine
 from cartridges_jax.models.linear import product
 from cartridges_jax.sharding import TOKENS_BT, make_mesh, place
 from tests.conftest import MESHES, TEST_MODEL
@@ -80,7 +80,8 @@ def test_layers_one_by_one_give_what_scanned_ones_give(monkeypatch, mesh):
     context = model.read(model.template.render_context("", "Ada Brown lives in Oslo."))
     prompts = ["Where does Ada Brown live?", "Who lives in Oslo?", "What?"]
     apart = model.generate(prompts, context, max_new_tokens=20)
-    monkeypatch.setattr(decoding, "_takes_layers_apart", lambda _: False)
+    monkeypatch.setattr(engine, "_takes_layers_apart", lambda _: False)
+    model.release_engine()
     scanned = model.generate(prompts, context, max_new_tokens=20)
     assert [a.token_ids for a in apart] == [s.token_ids for s in scanned]
     for a, s in zip(apart, scanned, strict=True):

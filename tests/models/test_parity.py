@@ -9,8 +9,6 @@ torch = pytest.importorskip("torch", reason="the extra `parity` is not installed
 transformers = pytest.importorskip("transformers", reason="the extra `parity` is not installed")
 
 from cartridges_jax.attention import Mask, attention
-from cartridges_jax.engine.answers import GenerationConfig
-from cartridges_jax.engine.decoding import Decoding
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.loading import load_model
 from cartridges_jax.models.fingerprint import weights_fingerprint
@@ -139,33 +137,6 @@ def test_logits(pair, rng):
     np.testing.assert_array_equal(got.argmax(-1), want.argmax(-1))
 
 
-def test_cached_decode_of_a_padded_batch(pair, rng):
-    """Logits of tokens read one by one behind left-padded prompts."""
-    theirs, ours, _ = pair
-    lengths, T, steps = (20, 7), 20, 5
-    ids = rng.integers(3, 2048, (2, T + steps))
-    padding = np.array([T - n for n in lengths])
-    mask = np.arange(T + steps)[None] >= padding[:, None]
-    positions = np.maximum(np.arange(T + steps)[None] - padding[:, None], 0)
-    with torch.no_grad():
-        want = theirs(
-            torch.tensor(ids),
-            attention_mask=torch.tensor(mask.astype(np.int64)),
-            position_ids=torch.tensor(positions),
-        ).logits.numpy()
-    model = ours.transformer
-    with jax.set_mesh(ours.mesh):
-        start = on_mesh(ours, np.broadcast_to(padding[:, None], (2, T)))
-        _, own = model(on_mesh(ours, ids[:, :T]), on_mesh(ours, positions[:, :T]), start)
-        cache = own.as_cached(steps)
-        for t in range(T, T + steps):
-            hidden, cache = model.decode(
-                on_mesh(ours, ids[:, t : t + 1]), on_mesh(ours, positions[:, t : t + 1]),
-                start[:, :1], cache, jnp.asarray(t),
-            )  # fmt: skip
-            assert_close(model.logits(hidden)[:, 0], want[:, t])
-
-
 def test_bfloat16(pair, rng):
     """Within 8 % of the logits' scale, as far as transformers in bfloat16 is from float32."""
     theirs, _, folder = pair
@@ -179,17 +150,13 @@ def test_bfloat16(pair, rng):
 def test_greedy_generation_of_a_padded_batch(pair, rng):
     theirs, ours, _ = pair
     prompts = [rng.integers(3, 2048, n).tolist() for n in (5, 40, 21)]
-    run = Decoding(
-        ours.transformer, prompts, GenerationConfig(64), seeds=[0, 0, 0], prefix=None,
-        mesh=ours.mesh,
-    )  # fmt: skip
-    run.advance()
-    for prompt, (got, _) in zip(prompts, run.rows(), strict=True):
+    answers = ours.generate(prompts, max_new_tokens=64, stop_token_ids=())
+    for prompt, got in zip(prompts, answers, strict=True):
         with torch.no_grad():
             out = theirs.generate(
                 torch.tensor([prompt]), max_new_tokens=64, do_sample=False, eos_token_id=None
             )
-        np.testing.assert_array_equal(got, out[0, len(prompt) :].numpy())
+        np.testing.assert_array_equal(got.token_ids, out[0, len(prompt) :].numpy())
 
 
 def test_export_is_loaded_by_transformers(pair, tmp_path, rng):

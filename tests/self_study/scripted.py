@@ -13,6 +13,7 @@ class ScriptedClient:
     """Its first reader of a unit asks, its second answers."""
 
     opens_thoughts = False
+    requests_at_once = 1  # it has to be asked in turn
 
     def __init__(self, ask=_ask, finished=True):
         self.ask = ask
@@ -24,6 +25,9 @@ class ScriptedClient:
     @property
     def fingerprint(self):
         return {"scripted": True}
+
+    def close(self):
+        pass
 
     def read(self, chunk, opening=()):
         self.openings.append(list(opening))

@@ -76,7 +76,7 @@ def test_a_reader_goes_on_from_its_opening(trained):
     opening = [Message(role="user", content="Who is Ada?"), Message(role="assistant", content="x")]
     request = [Message(role="user", content="Where does Bo Falk live?")]
     options = {"temperature": 0.0, "max_new_tokens": 24}
-    client = LocalClient(trained, 8)
+    client = LocalClient(trained)
     reader = client.read(chunk, opening)
     assert reader.num_opened > 4
     got = reader.complete([request], seeds=[1], **options)
@@ -98,13 +98,13 @@ def test_bot_b_stops_behind_its_sentences_and_says_the_same(trained, document, t
         def read(self, chunk, opening=()):
             return ToTheEnd(**vars(super().read(chunk, opening)))
 
-    client = Patient(trained, CONFIG.conversations_per_chunk)
+    client = Patient(trained)
     late = everything(synthesize(trained, [document], tmp_path / "late", config, client))
     assert early == late and early
 
 
 def test_what_does_not_fit_the_window_gets_no_reply(trained, document):
-    reader = LocalClient(trained, 8).read(Chunk("d", "t", document.text, 0, 400))
+    reader = LocalClient(trained).read(Chunk("d", "t", document.text, 0, 400))
     short, long = ([Message(role="user", content=w)] for w in ("Who is there?", "why " * 2000))
     options = {"temperature": 0.0, "max_new_tokens": 32}
     alone = reader.complete([short], seeds=[1], **options)

@@ -174,7 +174,7 @@ class Inputs:
 
 def prepare(plan: Plan, rows: Rows) -> Inputs:
     """Turns and pads the arrays."""
-    q, k, v, prefix_k, prefix_v, segment_start, prefix_length, _ = rows
+    q, k, v, prefix_k, prefix_v, segment_start, prefix_length = rows
     B, T, K, G, H = plan.B, plan.T, plan.K, plan.G, plan.H
     tokens = q.shape[1]
     # A padding query sees itself alone: its row of weights is finite and its gradient zero.

@@ -51,6 +51,13 @@ class Client(Protocol):
     @property
     def opens_thoughts(self) -> bool: ...  # its replies begin inside of thoughts, without a mark
 
+    @property
+    def requests_at_once(self) -> int: ...  # that keep it busy; from several threads
+
+    def close(self) -> None:
+        """Ends what is being answered."""
+        ...
+
     def read(self, chunk: Chunk, opening: Sequence[Message] = ()) -> ChunkReader:
         """Reads a chunk, and turns that every request then goes on from.
 

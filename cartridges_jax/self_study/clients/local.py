@@ -1,23 +1,27 @@
-"""Our own model as a client: it reads a chunk once and shares its KV among all requests."""
+"""Our own model as a client: it reads a chunk once, for all requests of both bots."""
 
 import dataclasses
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from cartridges_jax.corpus import Chunk
+from cartridges_jax.engine.engine import Context
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.chat_template import Message
-from cartridges_jax.models.transformer import Prefix
 from cartridges_jax.self_study.clients.base import Reply
+from cartridges_jax.sharding import DATA
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalClient:
-    """Our own model as a client; `batch_size` requests run together."""
+    """Our own model as a client; its readers of one chunk share its KV."""
 
     model: LanguageModel
-    batch_size: int
+    _chunks: weakref.WeakValueDictionary[tuple[str, str], Context] = dataclasses.field(
+        default_factory=weakref.WeakValueDictionary
+    )
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -27,8 +31,18 @@ class LocalClient:
     def opens_thoughts(self) -> bool:
         return self.model.template.opens_thoughts
 
+    @property
+    def requests_at_once(self) -> int:
+        return self.model.engine_config.max_rows * self.model.mesh.shape[DATA]
+
+    def close(self) -> None:
+        self.model.release_engine()
+
     def read(self, chunk: Chunk, opening: Sequence[Message] = ()) -> "LocalReader":
-        context = self.model.template.render_context(chunk.title, chunk.text)
+        context = self._chunks.get((chunk.title, chunk.text))
+        if context is None:
+            ids = self.model.template.render_context(chunk.title, chunk.text)
+            context = self._chunks[chunk.title, chunk.text] = self.model.context(ids)
         opened: list[int] = []
         if opening:
             opened = self.model.template.render_turns(opening)
@@ -36,8 +50,9 @@ class LocalClient:
             # A template may render a turn otherwise once others follow: then it is read each time.
             if self.model.render_prompt(probe, has_context=True)[: len(opened)] != opened:
                 opened = []
-        prefix = self.model.read([*context, *opened])
-        return LocalReader(self.model, prefix, self.batch_size, opening, len(opened))
+        if opened:
+            context = self.model.engine.context(opened, behind=context)
+        return LocalReader(self.model, context, opening, len(opened))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +60,9 @@ class LocalReader:
     """A chunk, and turns behind it, whose KV is computed once for all requests."""
 
     model: LanguageModel
-    prefix: Prefix  # the chunk and the first tokens of the opening
-    batch_size: int
+    context: Context  # the chunk and the first tokens of the opening
     opening: Sequence[Message]  # turns before every request
-    num_opened: int  # how many of their tokens the prefix holds
+    num_opened: int  # how many of their tokens the context holds
 
     def complete(
         self,
@@ -59,7 +73,7 @@ class LocalReader:
         seeds: Sequence[int],
         enough: Callable[[str], bool] | None = None,
     ) -> list[Reply | None]:
-        room = self.model.config.window - int(self.prefix.next_position) - max_new_tokens
+        room = self.model.config.window - self.context.next_position - max_new_tokens
         prompts = [
             self.model.render_prompt([*self.opening, *request], has_context=True)
             for request in requests
@@ -71,12 +85,11 @@ class LocalReader:
             return replies
         answers = self.model.generate(
             [prompts[i] for i in fitting],
-            self.prefix,
+            self.context,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seeds=[seeds[i] for i in fitting],
             enough=enough,
-            batch_size=self.batch_size,
         )
         for i, a in zip(fitting, answers, strict=True):
             sure = math.exp(sum(a.logprobs) / max(len(a.logprobs), 1))

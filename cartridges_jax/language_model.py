@@ -279,6 +279,7 @@ class LanguageModel:
         stop_token_ids: Sequence[int] | None = None,
         enough: Callable[[str], bool] | None = None,
         top_logprobs: int = 0,
+        prompt_logprobs: bool = False,
     ) -> Iterator[tuple[int, Generation]]:
         """Yields the answers to prompts with their indices, as they come.
 
@@ -299,6 +300,8 @@ class LanguageModel:
             list for none.
           enough: ends an answer whose text so far it is true of; it is asked every few tokens.
           top_logprobs: the likeliest tokens to tell at each place of an answer.
+          prompt_logprobs: also tells the log-probabilities of the prompt's own tokens, and the
+            likeliest ones there.
 
         Raises:
           InputError: if the cartridge belongs to another model, a setting cannot be used, a prompt
@@ -306,7 +309,7 @@ class LanguageModel:
         """
         sampling = Sampling(float(temperature), top_k, float(top_p), float(min_p))
         config = self._generation_config(
-            max_new_tokens, sampling, stop, stop_token_ids, enough, top_logprobs
+            max_new_tokens, sampling, stop, stop_token_ids, enough, top_logprobs, prompt_logprobs
         )
         given = range(seed, seed + len(prompts)) if seeds is None else seeds
         if len(given) != len(prompts):
@@ -363,11 +366,14 @@ class LanguageModel:
         stop_ids: Sequence[int] | None,
         enough: Callable[[str], bool] | None = None,
         top_logprobs: int = 0,
+        prompt_logprobs: bool = False,
     ) -> GenerationConfig:
         if isinstance(stop, str):
             raise InputError(f"stop must be a list of texts, got {stop!r}")
         ends = self.stop_ids if stop_ids is None else tuple(stop_ids)
-        config = GenerationConfig(max_new_tokens, sampling, tuple(stop), ends, enough, top_logprobs)
+        config = GenerationConfig(
+            max_new_tokens, sampling, tuple(stop), ends, enough, top_logprobs, prompt_logprobs
+        )
         config.check()
         return config
 

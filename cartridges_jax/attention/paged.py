@@ -172,7 +172,6 @@ def _written(
     step: Step,
 ) -> tuple[jax.Array, jax.Array]:
     """A layer's pool with the step's keys and values [T, K, H] in their slots, in place."""
-
     if not on_tpu():
         at = (*layer, step.page, slice(None), step.slot)
         return pool[0].at[at].set(new[0]), pool[1].at[at].set(new[1])

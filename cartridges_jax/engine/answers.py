@@ -16,7 +16,8 @@ class GenerationConfig:
 
     `stop` are texts that end an answer and are not part of it; `stop_ids` tokens that end one.
     `enough` ends one whose text so far it is true of; it is asked every few tokens. The likeliest
-    `top_logprobs` tokens are told at each place, at most `TOP`.
+    `top_logprobs` tokens are told at each place, at most `TOP`; with `prompt_logprobs` also at
+    those of the prompt, and the log-probabilities of its own tokens from the second one on.
     """
 
     max_new_tokens: int
@@ -25,6 +26,7 @@ class GenerationConfig:
     stop_ids: tuple[int, ...] = ()
     enough: Callable[[str], bool] | None = None
     top_logprobs: int = 0
+    prompt_logprobs: bool = False
 
     @property
     def looks_at_text(self) -> bool:
@@ -55,7 +57,8 @@ class Generation:
     """One answer.
 
     `finish_reason` is "length", or "stop": its turn, a stop text, or enough. `top_logprobs` has, if
-    it is asked for, the likeliest tokens at each place, best first.
+    it is asked for, the likeliest tokens at each place, best first. What is told of the prompt
+    begins with its second token.
     """
 
     text: str
@@ -63,6 +66,8 @@ class Generation:
     logprobs: list[float]
     finish_reason: str
     top_logprobs: list[dict[int, float]] = dataclasses.field(default_factory=list)
+    prompt_logprobs: list[float] = dataclasses.field(default_factory=list)
+    prompt_top_logprobs: list[dict[int, float]] = dataclasses.field(default_factory=list)
 
 
 def read_answer(

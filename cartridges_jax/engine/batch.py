@@ -26,6 +26,7 @@ class PieceArrays(NamedTuple):
 
     token_ids: Numbers  # [D, T]
     positions: Numbers  # [D, T]
+    next_ids: Numbers  # [D, T], the token behind each one in its prompt; 0 behind the last
     step: Step
     ends: Numbers  # [D, R], indices in T
     slots: Numbers  # [D * R], where what is drawn is kept; unused ones point behind the last
@@ -100,7 +101,7 @@ def piece_arrays(
     """
     D = len(pieces)
     ids, positions = np.zeros((D, tokens), np.int32), np.zeros((D, tokens), np.int32)
-    page, slot, own = (np.zeros((D, tokens), np.int32) for _ in range(3))
+    page, slot, own, next_ids = (np.zeros((D, tokens), np.int32) for _ in range(4))
     end_at, slots = np.zeros((D, ends), np.int32), np.full((D, ends), no_slot, np.int32)
     visits, drawing = [], []
     for d, piece in enumerate(pieces):
@@ -110,7 +111,9 @@ def piece_arrays(
             owner, count = segment.owner, segment.count
             here = slice(at, at + count)
             index = np.arange(segment.start, segment.start + count, dtype=np.int32)
-            ids[d, here] = owner.token_ids[segment.start : segment.start + count]
+            of_owner = owner.token_ids[segment.start : segment.start + count + 1]
+            ids[d, here] = of_owner[:count]
+            next_ids[d, at : at + len(of_owner) - 1] = of_owner[1:]
             positions[d, here] = index + start_of(owner.before)
             page[d, here] = np.asarray(owner.pages, np.int32)[index // page_size]
             slot[d, here] = index % page_size
@@ -132,7 +135,9 @@ def piece_arrays(
         _stacked(visits, tiles_of(tokens, is_decode=False)),
         None,
     )
-    return PieceArrays(ids, positions, step, end_at, slots.reshape(-1), draws_of(drawing, ends))
+    return PieceArrays(
+        ids, positions, next_ids, step, end_at, slots.reshape(-1), draws_of(drawing, ends)
+    )
 
 
 def decode_arrays(

@@ -11,7 +11,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,9 +22,16 @@ from cartridges_jax.engine.answers import Generation, GenerationConfig, read_ans
 from cartridges_jax.engine.batch import decode_arrays, piece_arrays
 from cartridges_jax.engine.memory import EngineConfig, num_pages
 from cartridges_jax.engine.pages import Pages, Span
-from cartridges_jax.engine.sampling import Drawn
-from cartridges_jax.engine.scheduler import Row, Scheduler
-from cartridges_jax.engine.steps import decode, load_slots, new_state, placed, read_piece
+from cartridges_jax.engine.sampling import Told
+from cartridges_jax.engine.scheduler import Piece, Row, Scheduler
+from cartridges_jax.engine.steps import (
+    decode,
+    in_order,
+    load_slots,
+    new_state,
+    placed,
+    read_piece,
+)
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.tokenizer import Tokenizer
 from cartridges_jax.models.transformer import Prefix, Transformer
@@ -75,6 +82,8 @@ class Answer:
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self.top_logprobs: list[dict[int, float]] = []
+        self.prompt_logprobs: list[float] = []
+        self.prompt_top_logprobs: list[dict[int, float]] = []
         self.generation: Generation | None = None  # once it is over
 
     @property
@@ -82,7 +91,15 @@ class Answer:
         return self.row.request
 
 
-_Started = tuple[list[Answer | None], Drawn]  # a step: whose its places are, and its results
+class _Started(NamedTuple):
+    """A step that is on its way: whose its places are, and its results."""
+
+    answers: list[Answer | None]
+    drawn: Told
+    # Of prompts that are told about: whose, from which token of the piece on, from which one of the
+    # prompt on, how many.
+    prompts: Sequence[tuple[Answer, int, int, int]] = ()
+    of_prompts: Told | None = None
 
 
 @dataclasses.dataclass
@@ -294,7 +311,7 @@ class Engine:
             raise RuntimeError("no row can go on")  # pages are lost: a mistake of the scheduler
         flying, self._flying = self._flying, started
         if flying is not None:
-            self._collect(*flying)
+            self._collect(flying)
         if not self._answers:
             self._flying = None  # nobody wants what it draws
 
@@ -321,8 +338,25 @@ class Engine:
         arrays = piece_arrays(pieces, c.page_size, tokens, c.piece_rows, c.max_rows)
         self.counts.read_tokens += sum(piece.num_tokens for piece in pieces if piece)
         self.counts.read_room += tokens * len(pieces)
-        self._state, drawn = read_piece(self._model, self._state, placed(self.mesh, arrays))
-        return self._in_order([p.drawing if p else [] for p in pieces], c.piece_rows), drawn
+        prompts = [
+            told for d, piece in enumerate(pieces) if piece for told in self._to_tell(d, piece)
+        ]
+        self._state, drawn, of_prompts = read_piece(
+            self._model, self._state, placed(self.mesh, arrays), tells_prompt=bool(prompts)
+        )
+        answers = self._in_order([p.drawing if p else [] for p in pieces], c.piece_rows)
+        return _Started(answers, drawn, prompts, of_prompts)
+
+    def _to_tell(self, group: int, piece: Piece) -> Iterator[tuple[Answer, int, int, int]]:
+        """Which tokens of a piece are of prompts whose log-probabilities are wanted."""
+        at = 0
+        for segment in piece.segments:
+            row = segment.owner
+            if isinstance(row, Row) and row.request.config.prompt_logprobs:
+                count = min(segment.count, row.prompt_tokens - 1 - segment.start)
+                if count > 0:
+                    yield self._answers[row], at, segment.start, count
+            at += segment.count
 
     def _start_decode(self) -> _Started | None:
         c = self.config
@@ -337,7 +371,7 @@ class Engine:
         self.counts.most_rows = max(self.counts.most_rows, together)
         self.counts.decoded_room += rows * len(steps)
         self._state, drawn = decode(self._model, self._state, placed(self.mesh, arrays))
-        return self._in_order([step.rows if step else [] for step in steps], rows), drawn
+        return _Started(self._in_order([step.rows if step else [] for step in steps], rows), drawn)
 
     def _in_order(self, rows: Sequence[Sequence[Row]], size: int) -> "list[Answer | None]":
         """The answer at each place of a step's results, None where there is none."""
@@ -358,8 +392,11 @@ class Engine:
             pages[d, : len(span.pages)] = span.pages
             self._state = load_slots(self._state, kv, place(self.mesh, pages, P(DATA, None)))
 
-    def _collect(self, answers: Sequence[Answer | None], drawn: Drawn) -> None:
+    def _collect(self, step: _Started) -> None:
         """Waits for the results of a step, and takes its tokens."""
+        answers, drawn = step.answers, step.drawn
+        if step.of_prompts is not None:
+            self._collect_prompts(step.prompts, step.of_prompts)
         tokens, logprobs = np.asarray(drawn.token).tolist(), np.asarray(drawn.logprob).tolist()
         top: Any = None
         for i, answer in enumerate(answers):
@@ -377,6 +414,18 @@ class Engine:
                 ids, values = (x[i, :wanted].tolist() for x in top)
                 answer.top_logprobs.append(dict(zip(ids, values, strict=True)))
             self._look(answer)
+
+    def _collect_prompts(self, prompts: Sequence[tuple[Answer, int, int, int]], told: Told) -> None:
+        """Takes what a step tells of prompts; a row that is read again tells nothing new."""
+        _, logprobs, top_ids, top = (in_order(x, len(self._schedulers)) for x in told)
+        for answer, at, start, count in prompts:
+            wanted = answer.request.config.top_logprobs
+            for i in range(len(answer.prompt_logprobs), start + count):
+                place = answer.group, at + i - start
+                answer.prompt_logprobs.append(float(logprobs[place]))
+                if wanted:
+                    ids, values = (x[place][:wanted].tolist() for x in (top_ids, top))
+                    answer.prompt_top_logprobs.append(dict(zip(ids, values, strict=True)))
 
     def _look(self, answer: Answer) -> None:
         """Ends an answer that is at its end."""
@@ -404,10 +453,15 @@ class Engine:
 
 
 def _so_far(tokenizer: Tokenizer, answer: Answer) -> Generation:
-    return read_answer(
+    found = read_answer(
         tokenizer, list(answer.token_ids), list(answer.logprobs), answer.request.config,
         list(answer.top_logprobs),
     )  # fmt: skip
+    return dataclasses.replace(
+        found,
+        prompt_logprobs=list(answer.prompt_logprobs),
+        prompt_top_logprobs=list(answer.prompt_top_logprobs),
+    )
 
 
 def _takes_layers_apart(model: Transformer) -> bool:

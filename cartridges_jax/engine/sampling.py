@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from cartridges_jax.sharding import DATA
 
@@ -55,7 +55,7 @@ class Draws(NamedTuple):
     with_top: Numbers  # whether any row wants the likeliest tokens
 
 
-class Drawn(NamedTuple):
+class Told(NamedTuple):
     """Tokens, and log-probabilities under the model itself, at temperature 1 and not cut."""
 
     token: Int[Array, "B"]
@@ -64,13 +64,13 @@ class Drawn(NamedTuple):
     top_logprobs: Float[Array, "B TOP"]
 
 
-def draw(logits: Float[Array, "B V"], draws: Draws) -> Drawn:
+def draw(logits: Float[Array, "B V"], draws: Draws) -> Told:
     """Draws the next token of each row.
 
     What is not asked for costs nothing: sorting takes as long as a step of a small model.
     """
     logits = jax.sharding.reshard(logits, P(DATA, None))
-    B, V = logits.shape
+    V = logits.shape[1]
     ids = jnp.arange(V)
     # As argmax, which XLA's CPU compiler does one number at a time.
     best = logits == logits.max(axis=-1, keepdims=True)
@@ -83,8 +83,15 @@ def draw(logits: Float[Array, "B V"], draws: Draws) -> Drawn:
         return jnp.where(draws.temperature > 0, token, greedy)
 
     token = jax.lax.switch(draws.how, [lambda: greedy, lambda: drawn(False), lambda: drawn(True)])
+    return tell(logits, token, draws.with_top)
+
+
+def tell(logits: Float[Array, "B V"], token: Int[Array, "B"], with_top: Bool[Array, ""]) -> Told:
+    """Log-probabilities of given tokens, and of the likeliest ones if they are wanted."""
+    logits = jax.sharding.reshard(logits, P(DATA, None))
+    B, V = logits.shape
     normaliser = jax.nn.logsumexp(logits, axis=-1)
-    of_token = jnp.sum(jnp.where(ids == token[:, None], logits, 0.0), axis=-1)
+    of_token = jnp.sum(jnp.where(jnp.arange(V) == token[:, None], logits, 0.0), axis=-1)
     count = min(TOP, V)
 
     def top() -> tuple[jax.Array, jax.Array]:
@@ -95,7 +102,7 @@ def draw(logits: Float[Array, "B V"], draws: Draws) -> Drawn:
         nothing = jnp.zeros_like(logits, shape=(B, count), out_sharding=P(DATA, None))
         return nothing.astype(jnp.int32), nothing
 
-    return Drawn(token, of_token - normaliser, *jax.lax.cond(draws.with_top, top, no_top))
+    return Told(token, of_token - normaliser, *jax.lax.cond(with_top, top, no_top))
 
 
 def _uniform(seeds: Int[Array, "B"], index: Int[Array, "B"]) -> Float[Array, "B"]:

@@ -6,6 +6,7 @@ A program is compiled for each number of tokens and rows, whatever they are and 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,11 +19,12 @@ from jaxtyping import Array, Int
 
 from cartridges_jax.attention import PagedKV
 from cartridges_jax.engine.batch import DecodeArrays, PieceArrays
-from cartridges_jax.engine.sampling import Drawn, draw
+from cartridges_jax.engine.sampling import Told, draw, tell
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.transformer import KV, Transformer
 from cartridges_jax.sharding import DATA, head_axis
 
+TOLD_TOKENS = 64  # of a prompt, whose logits exist at a time
 # On CPU, XLA by default runs independent products of a step beside each other, for which it keeps
 # copies of more weights: 22 instead of 17 ms for the products of a model of 57 M parameters.
 COMPILER_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
@@ -72,22 +74,59 @@ def _on_each(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Arra
     return jax.shard_map(function, in_specs=specs, out_specs=P(DATA), check_vma=False)(*arrays)
 
 
-def _told(last: jax.Array, slots: jax.Array, drawn: Drawn) -> jax.Array:
+def _told(last: jax.Array, slots: jax.Array, drawn: Told) -> jax.Array:
     """The last tokens, with those that were drawn."""
     return _on_each(lambda last, at, new: last.at[at].set(new), last, slots, drawn.token)
 
 
-@functools.partial(jax.jit, donate_argnames="state", compiler_options=COMPILER_OPTIONS)
-def read_piece(model: Transformer, state: State, piece: PieceArrays) -> tuple[State, Drawn]:
-    """Reads the tokens of a piece, and draws one behind each prompt that ends in it."""
+@functools.partial(
+    jax.jit,
+    static_argnames="tells_prompt",
+    donate_argnames="state",
+    compiler_options=COMPILER_OPTIONS,
+)
+def read_piece(
+    model: Transformer, state: State, piece: PieceArrays, *, tells_prompt: bool
+) -> tuple[State, Told, Told | None]:
+    """Reads the tokens of a piece, and draws one behind each prompt that ends in it.
+
+    Returns the state, what was drawn and, if it is asked for, what the model had to say of the
+    token behind each one of the piece, see `in_order`.
+    """
     hidden, pool = model.on_pages(piece.token_ids, piece.positions, state.pool, piece.step)
     ends = _on_each(lambda hidden, at: hidden[0, at[0]][:, None], hidden, piece.ends)
     drawn = draw(model.logits(ends)[:, 0], piece.draws)
-    return State(pool, _told(state.last, piece.slots, drawn)), drawn
+    state = State(pool, _told(state.last, piece.slots, drawn))
+    return state, drawn, _of_prompt(model, hidden, piece.next_ids) if tells_prompt else None
+
+
+def _of_prompt(model: Transformer, hidden: jax.Array, next_ids: jax.Array) -> Told:
+    """What is told of given next tokens [D, T], the logits of a few at a time.
+
+    Everything is [T / few, D * few, ...]; `in_order` puts it in order.
+    """
+    T = hidden.shape[1]
+    size = math.gcd(T, TOLD_TOKENS)
+
+    def some(i: jax.Array) -> Told:
+        part = jax.lax.dynamic_slice_in_dim(hidden, i * size, size, 1)
+        ids = jax.lax.dynamic_slice_in_dim(next_ids, i * size, size, 1)
+        logits = _on_each(lambda x: x.reshape(-1, x.shape[-1])[:, None], part)
+        ids = _on_each(lambda x: x.reshape(-1), ids)
+        return tell(model.logits(logits)[:, 0], ids, jnp.asarray(True))
+
+    return jax.lax.map(some, jnp.arange(T // size))
+
+
+def in_order(told: jax.Array, groups: int) -> np.ndarray:
+    """What `_of_prompt` tells, on the host, as [groups, T, ...]."""
+    x = np.asarray(told)
+    x = x.reshape(len(x), groups, -1, *x.shape[2:]).swapaxes(0, 1)
+    return x.reshape(groups, -1, *x.shape[3:])
 
 
 @functools.partial(jax.jit, donate_argnames="state", compiler_options=COMPILER_OPTIONS)
-def decode(model: Transformer, state: State, rows: DecodeArrays) -> tuple[State, Drawn]:
+def decode(model: Transformer, state: State, rows: DecodeArrays) -> tuple[State, Told]:
     """Reads the last token of each row, and draws the next one."""
     tokens = _on_each(lambda last, at: last[at], state.last, rows.slots)
     hidden, pool = model.on_pages(tokens[:, None], rows.positions[:, None], state.pool, rows.step)

@@ -14,7 +14,7 @@ import numpy as np
 from cartridges_jax.attention.paged import EVERYBODY
 from cartridges_jax.engine import engine as engine_module
 from cartridges_jax.engine.engine import Engine
-from cartridges_jax.engine.sampling import Drawn
+from cartridges_jax.engine.sampling import Told
 from cartridges_jax.models.tokenizer_files import load_tokenizer
 from cartridges_jax.models.transformer import KV, Prefix, Transformer
 from cartridges_jax.sharding import make_mesh
@@ -74,17 +74,18 @@ class _Groups:
         for d, at in enumerate(split):
             self.last[d, at] = tokens.reshape(split.shape)[d]
         nothing = np.zeros((len(tokens), 1))
-        return self, Drawn(tokens, nothing[:, 0], nothing, nothing)
+        return self, Told(tokens, nothing[:, 0], nothing, nothing)
 
 
 def make_engine(monkeypatch, groups, config, num_pages, window=10_000):
     """An engine on such a device, with so many pages."""
     size = config.page_size
 
-    def read_piece(_, state, piece):
+    def read_piece(_, state, piece, *, tells_prompt):
+        assert not tells_prompt
         seen = state.step(piece.token_ids, piece.positions, piece.step, size)
         at = [seen[d][t] for d, some in enumerate(piece.ends) for t in some]
-        return state.draw(at, piece.slots, piece.draws)
+        return *state.draw(at, piece.slots, piece.draws), None
 
     def decode(_, state, rows):
         ids = np.stack([state.last[d, at] for d, at in enumerate(rows.slots.reshape(groups, -1))])

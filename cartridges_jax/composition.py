@@ -12,13 +12,14 @@ earlier ones; nothing of that is in any cartridge.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.rope import Rope, apply_rope, rope_frequencies
-from cartridges_jax.models.transformer import KV, Prefix
+from cartridges_jax.models.transformer import KV
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,38 +33,45 @@ class Composition:
 JOINED = Composition()
 
 
-def composed(prefixes: Sequence[Prefix], rope: Rope, how: Composition = JOINED) -> list[Prefix]:
-    """The contexts as they stand one behind the other.
+class Place(NamedTuple):
+    """Where a context comes to stand."""
 
-    The sum of their `next_position` is the position of what follows them all.
+    dropped: int  # leading slots that are left out
+    offset: int  # positions by which its keys are turned
+    length: int  # slots that are left
+    positions: int  # that it takes of those behind it
 
-    Args:
-      prefixes: in their order; each as if it were the only one.
-      rope: of the model.
-      how: the joining.
+
+def places(sizes: Sequence[tuple[int, int]], how: Composition = JOINED) -> list[Place]:
+    """Where contexts of so many (slots, positions) stand, one behind the other.
+
+    The sum of their positions is the position of what follows them all.
 
     Raises:
-      InputError: if a context has no slot beside its sink.
+      InputError: if one has no slot beside its sink.
     """
-    joined: list[Prefix] = []
-    start = 0  # the position behind those so far
-    for prefix in prefixes:
-        length, positions = int(prefix.length), int(prefix.next_position)
-        dropped = int(how.one_sink and bool(joined))
+    found: list[Place] = []
+    end = 0  # the position behind those so far
+    for length, positions in sizes:
+        dropped = int(how.one_sink and bool(found))
         if length <= dropped:
             raise InputError(
                 "a context of a single slot, its attention sink, cannot stand behind another one; "
                 "compose it with one_sink=False"
             )
-        kv = KV(*(x[:, dropped:length] for x in prefix.kv)) if dropped else prefix.kv
-        offset = start - dropped if how.rebase else 0
-        if offset:
-            kv = kv._replace(k=rebased(kv.k, offset, rope))
+        offset = end - dropped if how.rebase else 0
         # Without turning, what follows begins where the longest of them ends.
-        end = start + positions - dropped if how.rebase else max(start, positions)
-        joined.append(Prefix(kv, jnp.int32(length - dropped), jnp.int32(end - start)))
-        start = end
-    return joined
+        new_end = max(end, offset + positions)
+        found.append(Place(dropped, offset, length - dropped, new_end - end))
+        end = new_end
+    return found
+
+
+def put(kv: KV, place: Place, rope: Rope) -> KV:
+    """The slots [L, P, K, H] of a context as they are in its place; P may be padded."""
+    first, last = place.dropped, place.dropped + place.length
+    k, v = (x if (first, last) == (0, x.shape[1]) else x[:, first:last] for x in kv)
+    return KV(rebased(k, place.offset, rope) if place.offset else k, v)
 
 
 def rebased(keys: Float[Array, "L P K H"], offset: int, rope: Rope) -> Float[Array, "L P K H"]:

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from cartridges_jax import sharding
 from cartridges_jax.cartridge import Cartridge
-from cartridges_jax.composition import JOINED, Composition, composed
+from cartridges_jax.composition import JOINED, Composition, Place, places, put
 from cartridges_jax.config import digest
 from cartridges_jax.engine.answers import Generation, GenerationConfig, settled
 from cartridges_jax.engine.engine import Context, Engine, Request
@@ -243,11 +243,28 @@ class LanguageModel:
           InputError: if a cartridge belongs to another model.
         """
         parts: list[Any] = [made_of] if isinstance(made_of, Cartridge | Prefix) else list(made_of)
-        if parts and isinstance(parts[0], Cartridge | Prefix):
-            prefixes = [prefix for part in parts if (prefix := self.as_prefix(part)) is not None]
-            with jax.set_mesh(self.mesh):
-                return self.engine.context_of(composed(prefixes, self.config.rope, how))
-        return self.engine.context(self._checked(parts).tolist())
+        if not (parts and isinstance(parts[0], Cartridge | Prefix)):
+            return self.engine.context(self._checked(parts).tolist())
+        for part in parts:
+            if isinstance(part, Cartridge):
+                self.check_cartridge(part)
+        sizes = [
+            (p.num_slots, p.next_position)
+            if isinstance(p, Cartridge)
+            else (int(p.length), int(p.next_position))
+            for p in parts
+        ]
+        slots = [
+            (place.length, place.positions, functools.partial(self._slots_at, part, place))
+            for part, place in zip(parts, places(sizes, how), strict=True)
+        ]
+        return self.engine.context_of(slots)
+
+    def _slots_at(self, part: Cartridge | Prefix, place: Place) -> KV:
+        prefix = self.as_prefix(part)
+        assert prefix is not None
+        with jax.set_mesh(self.mesh):
+            return put(prefix.kv, place, self.config.rope)
 
     def generate(
         self,

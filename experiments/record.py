@@ -20,7 +20,11 @@ def write_result(path: epath.PathLike, result: dict[str, Any]) -> None:
     """Writes a result file with its command, date and hardware in front."""
     module = sys.modules["__main__"].__spec__
     # Where it worked and wrote is of no matter to the result.
-    said = [a for a in sys.argv[1:] if not a.lstrip("-").startswith(("work=", "out=", "answers="))]
+    said = [
+        a
+        for a in sys.argv[1:]
+        if not a.lstrip("-").startswith(("work=", "out=", "answers=", "before="))
+    ]
     name = module.name if module else sys.argv[0]
     made = {
         "command": shlex.join(["python", "-m", name, *said]),

@@ -7,11 +7,20 @@ import numpy as np
 import pytest
 
 from cartridges_jax.cartridge import Cartridge
-from cartridges_jax.composition import Composition, composed, rebased
+from cartridges_jax.composition import Composition, places, put, rebased
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.rope import YarnScaling
 from cartridges_jax.models.transformer import KV, Prefix
 from tests.conftest import document_named
+
+
+def composed(model, prefixes, how):
+    """Prefixes as they stand one behind the other."""
+    sizes = [(int(p.length), int(p.next_position)) for p in prefixes]
+    return [
+        Prefix(put(p.kv, at, model.config.rope), jnp.int32(at.length), jnp.int32(at.positions))
+        for p, at in zip(prefixes, places(sizes, how), strict=True)
+    ]
 
 
 def contexts(model, names=("targets", "evaluate")):
@@ -72,7 +81,7 @@ def test_where_composed_contexts_stand(trained):
         (Composition(rebase=False, one_sink=False), [5, 4, 6], [5, 4, 0]),  # up to the longest
         (Composition(rebase=False), [5, 3, 5], [5, 4, 0]),
     ):
-        joined = composed(three, rope, how)
+        joined = composed(trained, three, how)
         assert [int(p.length) for p in joined] == lengths
         assert [int(p.next_position) for p in joined] == ends
         offset = (14 - 2 if how.one_sink else 14) if how.rebase else 0
@@ -80,7 +89,7 @@ def test_where_composed_contexts_stand(trained):
         want = rebased(three[2].kv.k[:, cut:], offset, rope)
         np.testing.assert_allclose(joined[2].kv.k, want, atol=1e-6)
     with pytest.raises(InputError, match="single slot"):
-        composed([prefix(3, 3), prefix(1, 1)], rope)
+        composed(trained, [prefix(3, 3), prefix(1, 1)], Composition())
 
 
 def test_composed_is_read_together_but_for_what_the_second_sees_of_the_first(trained):
@@ -91,8 +100,8 @@ def test_composed_is_read_together_but_for_what_the_second_sees_of_the_first(tra
 
     first, second = contexts(trained)
     question = trained.render_prompt("Who is it?", has_context=True)
-    parts = composed([trained.read(first), trained.read(second)], trained.config.rope,
-                     Composition(one_sink=False))  # fmt: skip
+    how = Composition(one_sink=False)
+    parts = composed(trained, [trained.read(first), trained.read(second)], how)
     keys, values = (
         jnp.concatenate([p.kv[i][:, : int(p.length)] for p in parts], axis=1) for i in range(2)
     )
@@ -114,7 +123,7 @@ def test_composed_is_read_together_but_for_what_the_second_sees_of_the_first(tra
     np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
     # The engine has the same before it, in the pages of two spans.
     whole = [trained.kv_as_cartridge(ids) for ids in (first, second)]
-    context = trained.context(whole, Composition(one_sink=False))
+    context = trained.context(whole, how)
     [answer] = trained.generate([question], context, max_new_tokens=1)
     logprobs = want[-1] - np.log(np.exp(want[-1] - want[-1].max()).sum()) - want[-1].max()
     assert answer.token_ids == [int(logprobs.argmax())]

@@ -34,7 +34,7 @@ from cartridges_jax.engine.steps import (
 )
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.tokenizer import Tokenizer
-from cartridges_jax.models.transformer import Prefix, Transformer
+from cartridges_jax.models.transformer import KV, Transformer
 from cartridges_jax.sharding import DATA, place
 
 LOOK_TOKENS = 8  # an answer's text is looked at after so many more of its tokens
@@ -175,10 +175,14 @@ class Engine:
         before = () if behind is None else behind.spans
         return self._kept([*before, Span.of_tokens(list(token_ids), before)], behind)
 
-    def context_of(self, prefixes: Sequence[Prefix]) -> Context:
-        """Slots as a context, loaded when a request first follows it."""
-        spans = [Span(int(p.length), int(p.next_position), source=p.kv) for p in prefixes]
-        return self._kept(spans)
+    def context_of(self, slots: Sequence[tuple[int, int, Callable[[], KV]]]) -> Context:
+        """Slots as a context, loaded when a request first follows it.
+
+        Args:
+          slots: one behind the other; of each how many, the positions that they take, and what
+            gives them, [L, P, K, H] on the mesh, whenever they have to be loaded.
+        """
+        return self._kept([Span(count, positions, source=give) for count, positions, give in slots])
 
     def _kept(self, spans: Sequence[Span], behind: Context | None = None) -> Context:
         context = Context(spans, behind)
@@ -386,7 +390,8 @@ class Engine:
             (d, s) for d, scheduler in enumerate(self._schedulers) for s in scheduler.take_loads()
         ]
         for d, span in loads:
-            kv = span.source
+            assert span.source is not None
+            kv = span.source()
             n = -(-kv.k.shape[1] // self.config.page_size)
             pages = np.zeros((len(self._schedulers), n), np.int32)
             pages[d, : len(span.pages)] = span.pages

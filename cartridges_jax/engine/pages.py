@@ -6,7 +6,7 @@ in every layer; a span or a row has a list of pages, of which only the last one 
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 PAGE = 128  # slots: the lanes of a TPU, and eight of vLLM's blocks
@@ -61,7 +61,7 @@ class Span:
     positions: int  # rope positions that they take: of text, as many
     token_ids: Sequence[int] = ()  # whose KV it is; of slots that are loaded, none
     before: tuple["Span", ...] = ()  # what is read before its tokens
-    source: Any = None  # of slots that are loaded: what the engine loads
+    source: Callable[[], Any] | None = None  # of slots that are loaded: gives them
     serial: int = dataclasses.field(default_factory=_serials.__next__)
     pages: list[int] = dataclasses.field(default_factory=list)  # none: it is not there
     read: int = 0  # slots that are on its pages, or will be when the steps so far are done

@@ -54,7 +54,10 @@ def _begun(model: LanguageModel, arm: Arm, batch: int) -> tuple[Engine, list[Ans
     model.release_engine()  # two pools may not fit
     engine = Engine(model.transformer, model.tokenizer, model.mesh, sizes)
     prefix = model.as_prefix(arm.prefix)
-    context = None if prefix is None else engine.context_of([prefix])
+    context = None
+    if prefix is not None:
+        size = int(prefix.length), int(prefix.next_position)
+        context = engine.context_of([(*size, lambda: prefix.kv)])
     prompt = [*arm.prompt_head, *model.render_prompt("?", has_context=True)]
     request = Request(prompt, GenerationConfig(TIMED_TOKENS), context=context)
     return engine, [engine.submit(request) for _ in range(batch)]

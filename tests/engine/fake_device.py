@@ -7,7 +7,6 @@ has seen exactly its own history: each slot once, none of a stranger's, none tha
 import types
 import zlib
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from cartridges_jax.engine import engine as engine_module
 from cartridges_jax.engine.engine import Engine
 from cartridges_jax.engine.sampling import Told
 from cartridges_jax.models.tokenizer_files import load_tokenizer
-from cartridges_jax.models.transformer import KV, Prefix, Transformer
+from cartridges_jax.models.transformer import KV, Transformer
 from cartridges_jax.sharding import make_mesh
 from tests.conftest import TEST_MODEL
 
@@ -30,9 +29,9 @@ def next_token(seen, seed, index):
 
 
 def loaded(name, tokens):
-    """Slots to load, in place of a prefix."""
-    size: Any = np.int32(len(tokens))
-    return Prefix(KV(np.zeros((1, len(tokens), 1, 1)), [(name, t) for t in tokens]), size, size)
+    """Slots to load."""
+    kv = KV(np.zeros((1, len(tokens), 1, 1)), [(name, t) for t in tokens])
+    return len(tokens), len(tokens), lambda: kv
 
 
 class _Groups:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from cartridges_jax.composition import Composition, composed
+from cartridges_jax.composition import Composition
 from cartridges_jax.engine.answers import GenerationConfig
 from cartridges_jax.engine.engine import Engine, Request
 from cartridges_jax.engine.memory import EngineConfig
@@ -16,6 +16,7 @@ from cartridges_jax.engine.sampling import Sampling
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.transformer import KV, Prefix
 from tests.conftest import make_tiny_model
+from tests.test_composition import composed
 
 SIZES = EngineConfig(max_rows=8, page_size=8, long_piece=32, short_piece=8, kv_gib=0.0)
 MIXES = int(os.environ.get("CARTRIDGES_MIXES", "6"))
@@ -76,6 +77,11 @@ def plain_answer(plain, prefixes, prompt, config):
     return ids[len(prompt) :], nearest
 
 
+def slots_of(prefixes):
+    """As the engine takes them."""
+    return [(int(p.length), int(p.next_position), lambda p=p: p.kv) for p in prefixes]
+
+
 def some(rng, count):
     return [rng.randrange(3, 500) for _ in range(count)]
 
@@ -89,12 +95,14 @@ def test_greedy_answers_are_the_plain_ones(tiny, plain, monkeypatch):
         texts = [some(rng, rng.randrange(5, 30)) for _ in range(3)]
         prefixes = [tiny.as_prefix(tiny.kv_as_cartridge(text)) for text in texts]
         how = Composition(rng.random() < 0.5, rng.random() < 0.5)
-        joined = composed(prefixes[:2], tiny.config.rope, how)
+        joined = composed(tiny, prefixes[:2], how)
         text = engine.context(texts[0])
         contexts = [
-            (None, []), (text, [prefixes[0]]), (engine.context_of([prefixes[1]]), [prefixes[1]]),
-            (engine.context_of(joined), joined),
-        ]  # fmt: skip
+            (None, []),
+            (text, [prefixes[0]]),
+            (engine.context_of(slots_of(prefixes[1:2])), prefixes[1:2]),
+            (engine.context_of(slots_of(joined)), joined),
+        ]
         asked = []
         for _ in range(20):
             context, before = rng.choice(contexts)
@@ -144,7 +152,9 @@ def test_log_probabilities_of_answers_and_prompts(tiny, plain):
     context = tiny.kv_as_cartridge([5, 6, 7, 8])
     before = [tiny.as_prefix(context)]
     config = GenerationConfig(4, top_logprobs=3, prompt_logprobs=True)
-    crowd = [Request(prompt[:i], config, 0, engine.context_of(before)) for i in (45, 1, 2, 31)]
+    crowd = [
+        Request(prompt[:i], config, 0, engine.context_of(slots_of(before))) for i in (45, 1, 2, 31)
+    ]
     answers = dict(engine.answers(crowd))
     for request, answer in ((crowd[i], answers[i]) for i in range(4)):
         ids = [*request.token_ids, *answer.token_ids]

@@ -24,20 +24,29 @@ from cartridges_jax.attention.mask import NEG_INF, head_product
 from cartridges_jax.sharding import DATA, MODEL, head_axis, on_tpu, query_axis
 
 VISIT_PAGES = 4  # most pages of a visit: their scores and keys stay in a CPU's cache
-OWN_ROWS = 8  # decoding rows whose own pages are read together
+OWN_ROWS = 16  # decoding rows whose own pages are read together
 TILES = (1, 8, 64)  # numbers of tokens that a visit's product may take at a time
 Numbers = Any  # int32, on the device, or on the host while a step is planned
 WRITTEN = 16  # slots that a TPU writes at a time: those of a tile of bfloat16
 EVERYBODY = -(2**30)  # `Visits.base` of slots that all its tokens see
 
 
-def tiles_of(tokens: int, is_decode: bool) -> tuple[int, ...]:
-    """The tiles that a step of so many tokens has loops for; a visit is of the least that holds it.
+class Shape(NamedTuple):
+    """What is compiled of a visit: tokens that its product takes at a time, and its pages."""
 
-    Prompts are long enough for the largest one.
+    tile: int
+    pages: int
+
+
+def shapes_of(tokens: int, is_decode: bool) -> tuple[Shape, ...]:
+    """The shapes of visits that a step of so many tokens has loops for.
+
+    Prompts are long enough for the largest tile; what they follow may be short or long.
     """
-    fitting = tuple(tile for tile in TILES if tile <= tokens) or (tokens,)
-    return fitting if is_decode else fitting[-1:]
+    fitting = [tile for tile in TILES if tile <= tokens] or [tokens]
+    if is_decode:
+        return tuple(Shape(tile, VISIT_PAGES // 2) for tile in fitting)
+    return Shape(fitting[-1], 1), Shape(fitting[-1], VISIT_PAGES)
 
 
 class PagedKV(NamedTuple):
@@ -55,7 +64,7 @@ class PagedKV(NamedTuple):
 
 
 class Visits(NamedTuple):
-    """Which tokens of a step read which pages; sorted by their `tiles_of`.
+    """Which tokens of a step read which pages; sorted by their shape, see `shapes_of`.
 
     All are of one device of "data" and counted in its own tokens and pages; over the mesh they lie
     one behind the other.
@@ -66,7 +75,7 @@ class Visits(NamedTuple):
     pages: Numbers  # [M, VISIT_PAGES]
     base: Numbers  # [M], index of the first slot, as `Step.own_index` counts, or EVERYBODY
     length: Numbers  # [M], live slots
-    bounds: Numbers  # [tiles], for each the end of its visits
+    bounds: Numbers  # [shapes], for each the end of its visits
 
 
 class Step(NamedTuple):
@@ -214,10 +223,10 @@ def _nothing(q: Float[Array, "T K G H"]) -> _Part:
 def _visited(q: Float[Array, "T K G H"], read: Any, step: Step, scale: float) -> _Part:
     """All visits, one after the other, into the sums of their tokens."""
     visits, begin, part = step.visits, jnp.int32(0), _nothing(q)
-    for i, size in enumerate(tiles_of(len(q), step.own_pages is not None)):
+    for i, shape in enumerate(shapes_of(len(q), step.own_pages is not None)):
 
-        def visit(j: jax.Array, part: _Part, size: int = size) -> _Part:
-            return _one_visit(q, read, step, j, size, part, scale)
+        def visit(j: jax.Array, part: _Part, shape: Shape = shape) -> _Part:
+            return _one_visit(q, read, step, j, shape, part, scale)
 
         part = jax.lax.fori_loop(begin, visits.bounds[i], visit, part)
         begin = visits.bounds[i]
@@ -229,14 +238,15 @@ def _one_visit(
     read: Any,
     step: Step,
     index: jax.Array,
-    size: int,
+    shape: Shape,
     part: _Part,
     scale: float,
 ) -> _Part:
-    """One visit, `size` of its tokens at a time."""
+    """One visit, a tile of its tokens at a time."""
     T, K, G, H = q.shape
+    size = shape.tile
     first, count, ids, base, length = (x[index] for x in step.visits[:5])
-    k, v = (x.swapaxes(0, 1).reshape(K, -1, H) for x in read(ids))  # [K, slots, H]
+    k, v = (x.swapaxes(0, 1).reshape(K, -1, H) for x in read(ids[: shape.pages]))
     slot = jnp.arange(k.shape[1])
     index_of_slot = jnp.where(slot < length, base + slot, 2**30)
 

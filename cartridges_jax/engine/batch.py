@@ -4,14 +4,13 @@ Everything is NumPy on the host; lists of the mesh's "data" groups, which each h
 pages of their own, lie one behind the other. Sizes are rounded up to few, as each is a program.
 """
 
-import bisect
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cartridges_jax.attention import Step, Visits
-from cartridges_jax.attention.paged import EVERYBODY, VISIT_PAGES, Numbers, tiles_of
+from cartridges_jax.attention.paged import EVERYBODY, VISIT_PAGES, Numbers, Shape, shapes_of
 from cartridges_jax.engine.pages import Span
 from cartridges_jax.engine.sampling import DRAWS, Draws, Sampling
 from cartridges_jax.engine.scheduler import Decode, Piece, Row
@@ -51,16 +50,28 @@ class _Run(NamedTuple):
     length: int
 
 
+class _Visit(NamedTuple):
+    """See `attention.Visits`."""
+
+    first: int
+    count: int
+    pages: Sequence[int]
+    base: int
+    length: int
+    shape: int  # index
+
+
 def visits_of(
-    entries: Iterable[tuple[int, int, list[_Run]]], page_size: int
-) -> list[tuple[int, int, list[int], int, int]]:
-    """Visits (first token, count, pages, base, length) of tokens and the runs that they follow.
+    entries: Iterable[tuple[int, int, list[_Run]]], page_size: int, shapes: Sequence[Shape]
+) -> list[_Visit]:
+    """The visits of tokens to the runs that they follow.
 
     What consecutive entries have in common from the front is visited once for all of them.
 
     Args:
       entries: first token, number of tokens, and runs, in the order of the tokens.
       page_size: slots.
+      shapes: that a visit may have.
     """
     done: list[list[Any]] = []
     open_runs: list[list[Any]] = []  # [run, first token, count], from the front
@@ -79,11 +90,19 @@ def visits_of(
         end = first + count
     visits = []
     for run, first, count in done + open_runs:
-        for i in range(0, -(-run.length // page_size), VISIT_PAGES):
-            slots = i * page_size
+        # The least tile that holds the tokens; of few pages the narrow shape, one after the other.
+        tile = next((s.tile for s in shapes if s.tile >= count), shapes[-1].tile)
+        fitting = [i for i, s in enumerate(shapes) if s.tile == tile]
+        pages, at = -(-run.length // page_size), 0
+        while at < pages:
+            shape = next(
+                (i for i in reversed(fitting) if pages - at > shapes[i].pages // 2), fitting[0]
+            )
+            width, slots = shapes[shape].pages, at * page_size
             base = run.base if run.base == EVERYBODY else run.base + slots
-            length = min(run.length - slots, VISIT_PAGES * page_size)
-            visits.append((first, count, list(run.pages[i : i + VISIT_PAGES]), base, length))
+            length = min(run.length - slots, width * page_size)
+            visits.append(_Visit(first, count, run.pages[at : at + width], base, length, shape))
+            at += width
     return visits
 
 
@@ -104,6 +123,7 @@ def piece_arrays(
     page, slot, own, next_ids = (np.zeros((D, tokens), np.int32) for _ in range(4))
     end_at, slots = np.zeros((D, ends), np.int32), np.full((D, ends), no_slot, np.int32)
     visits, drawing = [], []
+    shapes = shapes_of(tokens, is_decode=False)
     for d, piece in enumerate(pieces):
         at, drawn, entries = 0, 0, []
         rows = [] if piece is None else piece.drawing
@@ -125,14 +145,14 @@ def piece_arrays(
                 drawn += 1
             at += count
         slots[d, : len(rows)] = [row.slot for row in rows]
-        visits.append(visits_of(entries, page_size))
+        visits.append(visits_of(entries, page_size, shapes))
         drawing.append(rows)
     page, slot, own = (x.reshape(-1) for x in (page, slot, own))
     step = Step(
         page,
         slot,
         own,
-        _stacked(visits, tiles_of(tokens, is_decode=False)),
+        _stacked(visits, shapes),
         None,
     )
     return PieceArrays(
@@ -149,7 +169,7 @@ def decode_arrays(
     positions, page, slot, own = (np.zeros((D, rows), np.int32) for _ in range(4))
     longest = max((len(row.pages) for step in steps if step for row in step.rows), default=1)
     own_pages = np.zeros((D, rows, power_of_two(longest, LEAST_OWN_PAGES)), np.int32)
-    visits = []
+    visits, shapes = [], shapes_of(rows, is_decode=True)
     for d, step in enumerate(steps):
         of_step = [] if step is None else step.rows
         for i, row in enumerate(of_step):
@@ -161,13 +181,13 @@ def decode_arrays(
         page[d, :n] = own_pages[d, np.arange(n), own[d, :n] // page_size]
         slot[d, :n] = own[d, :n] % page_size
         entries = ((i, 1, _runs(row.path)) for i, row in enumerate(of_step))
-        visits.append(visits_of(entries, page_size))
+        visits.append(visits_of(entries, page_size, shapes))
     page, slot, own = (x.reshape(-1) for x in (page, slot, own))
     step = Step(
         page,
         slot,
         own,
-        _stacked(visits, tiles_of(rows, is_decode=True)),
+        _stacked(visits, shapes),
         own_pages.reshape(D * rows, -1),
     )
     drawing = [[] if s is None else s.rows for s in steps]
@@ -183,22 +203,18 @@ def _runs(path: Sequence[Span]) -> list[_Run]:
     return [_Run(span.serial, span.pages, EVERYBODY, span.length) for span in path]
 
 
-def _stacked(
-    visits: Sequence[list[tuple[int, int, list[int], int, int]]], tiles: tuple[int, ...]
-) -> Visits:
-    """The visits of each device, sorted by the tile that their tokens take."""
+def _stacked(visits: Sequence[list[_Visit]], shapes: Sequence[Shape]) -> Visits:
+    """The visits of each device, sorted by their shape."""
     D, M = len(visits), power_of_two(max(map(len, visits), default=1), LEAST_VISITS)
     numbers = np.zeros((4, D, M), np.int32)
     pages = np.zeros((D, M, VISIT_PAGES), np.int32)
-    bounds = np.zeros((D, len(tiles)), np.int32)
+    bounds = np.zeros((D, len(shapes)), np.int32)
     for d, some in enumerate(visits):
-        classes = [min(bisect.bisect_left(tiles, v[1]), len(tiles) - 1) for v in some]
-        order = sorted(range(len(some)), key=classes.__getitem__)
-        for j, i in enumerate(order):
-            first, count, ids, base, length = some[i]
-            numbers[:, d, j] = first, count, base, length
-            pages[d, j, : len(ids)] = ids
-        bounds[d] = np.cumsum(np.bincount(classes, minlength=len(tiles)))
+        for j, visit in enumerate(sorted(some, key=lambda visit: visit.shape)):
+            numbers[:, d, j] = visit.first, visit.count, visit.base, visit.length
+            pages[d, j, : len(visit.pages)] = visit.pages
+        of_shape = [visit.shape for visit in some]
+        bounds[d] = np.cumsum(np.bincount(of_shape, minlength=len(shapes)))
     first, count, base, length = numbers.reshape(4, -1)
     return Visits(first, count, pages.reshape(D * M, -1), base, length, bounds.reshape(-1))
 

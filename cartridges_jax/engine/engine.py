@@ -25,6 +25,7 @@ from cartridges_jax.engine.pages import Pages, Span
 from cartridges_jax.engine.sampling import Told
 from cartridges_jax.engine.scheduler import Piece, Row, Scheduler
 from cartridges_jax.engine.steps import (
+    Weights,
     decode,
     in_order,
     load_slots,
@@ -141,7 +142,7 @@ class Engine:
         self.mesh, self.tokenizer = mesh, tokenizer
         apart = _takes_layers_apart(model)
         with jax.set_mesh(mesh):
-            self._model = model.unstacked() if apart else model
+            self._weights = Weights(model.unstacked() if apart else model)
         self.window = model.config.window
         c, pages = self.config, num_pages(model, mesh, self.config)
         dtype = model.dtype
@@ -346,7 +347,7 @@ class Engine:
             told for d, piece in enumerate(pieces) if piece for told in self._to_tell(d, piece)
         ]
         self._state, drawn, of_prompts = read_piece(
-            self._model, self._state, placed(self.mesh, arrays), tells_prompt=bool(prompts)
+            self._weights, self._state, placed(self.mesh, arrays), tells_prompt=bool(prompts)
         )
         answers = self._in_order([p.drawing if p else [] for p in pieces], c.piece_rows)
         return _Started(answers, drawn, prompts, of_prompts)
@@ -374,7 +375,7 @@ class Engine:
         self.counts.decoded_rows += together
         self.counts.most_rows = max(self.counts.most_rows, together)
         self.counts.decoded_room += rows * len(steps)
-        self._state, drawn = decode(self._model, self._state, placed(self.mesh, arrays))
+        self._state, drawn = decode(self._weights, self._state, placed(self.mesh, arrays))
         return _Started(self._in_order([step.rows if step else [] for step in steps], rows), drawn)
 
     def _in_order(self, rows: Sequence[Sequence[Row]], size: int) -> "list[Answer | None]":

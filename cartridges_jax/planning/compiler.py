@@ -28,7 +28,7 @@ from cartridges_jax.distillation.step import (
 from cartridges_jax.distillation.targets import TOP_J
 from cartridges_jax.engine.batch import LEAST_OWN_PAGES, decode_arrays
 from cartridges_jax.engine.pages import PAGE
-from cartridges_jax.engine.steps import State, decode
+from cartridges_jax.engine.steps import State, Weights, decode
 from cartridges_jax.models import int8
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.models.transformer import Transformer, abstract_transformer
@@ -164,7 +164,9 @@ def compile_decode(
     step = step._replace(step=step.step._replace(own_pages=tables))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         model = abstract_model(config, mesh, dtype, quantization)
-        return compiled(decode, model, *abstract_step(config, mesh, pages, rows // D, step, dtype))
+        return compiled(
+            decode, Weights(model), *abstract_step(config, mesh, pages, rows // D, step, dtype)
+        )
 
 
 def abstract_step(

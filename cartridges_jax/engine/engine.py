@@ -38,6 +38,7 @@ from cartridges_jax.models.tokenizer import Tokenizer
 from cartridges_jax.models.transformer import KV, Transformer
 from cartridges_jax.sharding import DATA, place
 
+PATIENCE = 4  # decoding steps that a piece which is not full waits, while many rows decode
 LOOK_TOKENS = 8  # an answer's text is looked at after so many more of its tokens
 MOST_APART = 4 * 2**30  # bytes of blocks that a CPU holds a second time while it decodes
 
@@ -159,7 +160,7 @@ class Engine:
         self._inbox: collections.deque[Callable[[], None]] = collections.deque()
         self._flying: _Started | None = None
         self._answers: dict[Row, Answer] = {}
-        self._has_read = False  # the last step
+        self._since_read = 1  # steps since the last one that read
         self._turn = threading.Condition()
         self._driven = self._is_closed = False
 
@@ -321,16 +322,27 @@ class Engine:
             self._flying = None  # nobody wants what it draws
 
     def _start(self) -> _Started | None:
-        """Plans and starts a step; reading and decoding take turns where both are wanted."""
+        """Plans and starts a step; reading and decoding take turns where both are wanted.
+
+        While many rows decode, a piece waits some steps for what fills it.
+        """
         kinds = (self._start_piece, self._start_decode)
-        for start in reversed(kinds) if self._has_read else kinds:
+        for start in kinds if self._is_to_read() else reversed(kinds):
             started = start()
             if started is not None:
-                self._has_read = start == self._start_piece
+                self._since_read = 0 if start == self._start_piece else self._since_read + 1
                 self.counts.steps += 1
                 self.counts.dropped_rows = sum(s.num_dropped for s in self._schedulers)
                 return started
         return None
+
+    def _is_to_read(self) -> bool:
+        """Whether reading comes first."""
+        if self._since_read == 0:
+            return False
+        decoding = max(scheduler.num_decoding for scheduler in self._schedulers)
+        waits = self._since_read < PATIENCE and 2 * decoding > self.config.max_rows
+        return not waits or any(scheduler.fills_a_piece for scheduler in self._schedulers)
 
     def _start_piece(self) -> _Started | None:
         c = self.config

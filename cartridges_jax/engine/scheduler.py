@@ -130,6 +130,21 @@ class Scheduler:
         """The spans that are on pages."""
         return list(self._resident)
 
+    @property
+    def fills_a_piece(self) -> bool:
+        """Whether there is as much to read as a step takes, in as many rows as may come."""
+        count = sum(owner.to_read for row in self._rows for owner in {*row.path, row})
+        for row in self._waiting[: len(self._free_slots)]:
+            if count >= self._piece_tokens:
+                break
+            count += len(row.token_ids)
+        return count >= self._piece_tokens
+
+    @property
+    def num_decoding(self) -> int:
+        """Rows that the next step may make a token for."""
+        return sum(row.can_decode for row in self._rows)
+
     def check_fits(self, row: Row) -> None:
         """Raises InputError if a row would not fit the pool if it were alone."""
         spans = sum(self.pages.needed(span.length) for span in row.path)

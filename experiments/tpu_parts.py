@@ -4,14 +4,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
-from cartridges_jax.attention import Mask, attention
+from cartridges_jax.attention import Mask, PagedKV, attention, paged_attention
 from cartridges_jax.distillation.loss import Targets, distillation_loss
 from cartridges_jax.distillation.targets import TOP_J
+from cartridges_jax.engine.batch import LEAST_OWN_PAGES, decode_arrays
+from cartridges_jax.engine.pages import PAGE
 from cartridges_jax.models.config import ModelConfig
 from cartridges_jax.planning.compiler import Compiled, abstract_model, compiled, on_mesh
+from cartridges_jax.shapes import power_of_two
 from cartridges_jax.sharding import DATA, TOKENS_BT, head_axis, query_axis
 
 
@@ -92,3 +96,32 @@ def compile_loss(
         )
         hidden = on_mesh(mesh, (B, T, D), dtype, DATA)
         return compiled(jax.jit(passes), abstract_model(config, mesh, dtype), hidden, targets)
+
+
+def compile_paged_decode(
+    mesh: Mesh, *, rows: int, row_tokens: int, num_slots: int, num_layers: int, num_heads: int,
+    num_kv_heads: int, head_dim: int, dtype: Any = jnp.bfloat16,
+) -> Compiled:  # fmt: skip
+    """Compiles a decoding step's attention of one layer: rows behind one cartridge, over pages."""
+    D = mesh.shape[DATA]
+    of_row = -(-row_tokens // PAGE)
+    pages = 1 + -(-num_slots // PAGE) + rows // D * of_row
+    arrays = decode_arrays([None] * D, PAGE, rows // D, rows // D).step
+    arrays = arrays._replace(
+        own_pages=np.zeros((rows, power_of_two(of_row, LEAST_OWN_PAGES)), np.int32)
+    )
+
+    def attend(q, k, v, pool, layer, step):
+        return paged_attention(q, k, v, pool, layer, step, scale=head_dim**-0.5)
+
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        heads, query_heads = head_axis(num_kv_heads), query_axis(num_heads, num_kv_heads)
+        q = on_mesh(mesh, (rows, 1, num_heads, head_dim), dtype, DATA, None, query_heads)
+        k = on_mesh(mesh, (rows, 1, num_kv_heads, head_dim), dtype, DATA, None, heads)
+        shape = (num_layers, D * pages, num_kv_heads, PAGE, head_dim)
+        pool = on_mesh(mesh, shape, dtype, None, DATA, heads)
+        step = jax.tree.map(lambda x: on_mesh(mesh, x.shape, x.dtype, DATA), arrays)
+        return compiled(
+            jax.jit(attend, donate_argnums=3), q, k, k, PagedKV(pool, pool),
+            on_mesh(mesh, (), jnp.int32), step,
+        )  # fmt: skip

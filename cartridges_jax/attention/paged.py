@@ -6,14 +6,14 @@ cartridge, all tokens of a prompt. Its pages are read once, as one product with 
 its tokens; the parts of a token's softmax are merged by their log-sum-exp. What a decoding row has
 of its own is read row by row, some rows at a time.
 
-Plain XLA, for every platform. Nothing is compiled in but the number of tokens: how many pages there
-are and who follows them are loop bounds. Time grows with the slots that are read times the queries
-that read them; temporaries are the pages of one visit, or of one page of `OWN_ROWS` rows, and the
-step's values in float32. A shared page is copied once a step for all its followers, a row's own
-page once.
+Plain XLA, for every platform; on TPU a kernel decodes (`pallas_tpu/paged.py`). Nothing is compiled
+in but the number of tokens: how many pages there are and who follows them are loop bounds. Time
+grows with the slots that are read times the queries that read them; temporaries are the pages of
+one visit, or of one page of `OWN_ROWS` rows, and the step's values in float32. A shared page is
+copied once a step for all its followers, a row's own page once.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from cartridges_jax.attention.mask import NEG_INF, head_product
+from cartridges_jax.attention.pallas_tpu import paged as pallas_paged
 from cartridges_jax.sharding import DATA, MODEL, head_axis, on_tpu, query_axis
 
 VISIT_PAGES = 4  # most pages of a visit: their scores and keys stay in a CPU's cache
 OWN_ROWS = 16  # decoding rows whose own pages are read together
 TILES = (1, 8, 64)  # numbers of tokens that a visit's product may take at a time
+Implementation = Literal["xla", "pallas", "pallas_interpret"]
 Numbers = Any  # int32, on the device, or on the host while a step is planned
 WRITTEN = 16  # slots that a TPU writes at a time: those of a tile of bfloat16
 EVERYBODY = -(2**30)  # `Visits.base` of slots that all its tokens see
@@ -45,7 +47,8 @@ def shapes_of(tokens: int, is_decode: bool) -> tuple[Shape, ...]:
     """
     fitting = [tile for tile in TILES if tile <= tokens] or [tokens]
     if is_decode:
-        return tuple(Shape(tile, VISIT_PAGES // 2) for tile in fitting)
+        pages = VISIT_PAGES if on_tpu() else VISIT_PAGES // 2
+        return tuple(Shape(tile, pages) for tile in fitting)
     return Shape(fitting[-1], 1), Shape(fitting[-1], VISIT_PAGES)
 
 
@@ -109,6 +112,7 @@ def paged_attention(
     step: Step,
     *,
     scale: float,
+    implementation: Implementation | None = None,
 ) -> tuple[Float[Array, "B T N H"], PagedKV]:
     """Writes a step's keys and values of one layer to their pages, and attends to what is there.
 
@@ -120,10 +124,14 @@ def paged_attention(
       layer: index; of an unstacked pool a number.
       step: who is written where, and sees what.
       scale: factor on the scores.
+      implementation: None for the kernel of `pallas_tpu.paged` where a TPU decodes, else "xla".
 
     Returns:
       The attended values in the dtype of `q`, and the pool.
     """
+    is_decode = step.own_pages is not None
+    if implementation is None:
+        implementation = "pallas" if is_decode and on_tpu() else "xla"
     K, N = k.shape[2], q.shape[2]
     heads, query_heads = head_axis(K), query_axis(N, K)
     is_apart = isinstance(pool.k, tuple)
@@ -153,6 +161,20 @@ def paged_attention(
         num_heads = 1 if own_head is not None else num_heads
         grouped = q.reshape(B * T, num_heads, N // num_heads, H)
         read_both = lambda ids: (read(pool_k, ids), read(pool_v, ids))  # noqa: E731
+        if implementation != "xla":
+            visits = step.visits
+            is_visit = jnp.arange(len(visits.first)) < visits.bounds[-1]
+            live = jnp.where(is_visit, visits.length, 0)
+            shared = visits.first, visits.count, visits.pages, live
+            out = pallas_paged.paged_decode(
+                grouped, pool_k, pool_v, index,
+                jnp.int32(0) if own_head is None else own_head.astype(jnp.int32),
+                pallas_paged.items_of(
+                    shared, step.own_pages, step.own_index, pool_k.shape[-2]
+                ),
+                scale=scale, interpret=implementation == "pallas_interpret",
+            )  # fmt: skip
+            return out.reshape(B, T, N, H).astype(q.dtype), pool_k, pool_v
         part = _visited(grouped, read_both, step, scale)
         if step.own_pages is not None:
             own = _own(grouped, read_both, step.own_pages, step.own_index, scale)

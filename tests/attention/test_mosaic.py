@@ -11,8 +11,14 @@ pytest.importorskip("libtpu", reason="the extra `tpu` is not installed: no TPU c
 
 from cartridges_jax.attention.pallas_tpu.plan import MIB, SIZES, sizes_of_chip
 from cartridges_jax.planning.compiler import slice_mesh
-from experiments.model_shapes import LLAMA_3_1_8B, LLAMA_3_2_1B, LLAMA_3_2_3B, QWEN3_4B
-from experiments.tpu_parts import compile_attention
+from experiments.model_shapes import (
+    LLAMA_3_1_8B,
+    LLAMA_3_1_70B,
+    LLAMA_3_2_1B,
+    LLAMA_3_2_3B,
+    QWEN3_4B,
+)
+from experiments.tpu_parts import compile_attention, compile_paged_decode
 
 MODELS = {
     "Llama-3.2-3B": LLAMA_3_2_3B,
@@ -130,3 +136,23 @@ def test_kv_heads_that_the_axis_does_not_divide(num_heads, on_a_device):
 def test_models_of_few_kv_heads_compile_over_more_devices():
     config = LLAMA_3_2_1B
     assert compiled("v5e:4x4", SHARDED, config).text.count("tpu_custom_call") == 2
+
+
+@pytest.mark.parametrize("topology", ["v5e:4x4", "v6e:4x4"])
+@pytest.mark.parametrize("mesh_shape", [ALONE, (2, 8)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(c, id=n, marks=() if "8B" in n else pytest.mark.full)
+        for n, c in (MODELS | {"70B": LLAMA_3_1_70B, "1B": LLAMA_3_2_1B}).items()
+    ],
+)
+def test_decoding_over_pages_compiles_and_copies_no_page(topology, mesh_shape, config):
+    """One kernel for what 64 rows share and what is their own; the pool stays where it is."""
+    found = compile_paged_decode(
+        slice_mesh(topology, *mesh_shape), rows=64, row_tokens=1024, num_slots=2048, num_layers=2,
+        num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
+    )  # fmt: skip
+    assert found.text.count("tpu_custom_call") == 1
+    if config.head_dim % 128 == 0:  # heads of 64 have another layout outside of the kernel
+        assert found.temporary_bytes < 0.05 * found.argument_bytes

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from cartridges_jax.attention import PagedKV, paged, paged_attention
+from cartridges_jax.attention.pallas_tpu import paged as pallas_paged
 from cartridges_jax.engine.batch import decode_arrays, piece_arrays
 from cartridges_jax.engine.pages import Pages, Span
 from cartridges_jax.engine.sampling import Sampling
@@ -58,7 +59,7 @@ def fill(pool, pages, kv):
         pool[:, pages[i // PAGE], :, i % PAGE] = kv[:, i]
 
 
-def run_step(mesh, pool, q, k, v, step, scale, apart):
+def run_step(mesh, pool, q, k, v, step, scale, apart, **options):
     """The attended values of a step of one group, and the pool afterwards."""
     groups = mesh.shape[DATA]
     K, N = k.shape[2], q.shape[2]
@@ -78,7 +79,7 @@ def run_step(mesh, pool, q, k, v, step, scale, apart):
         @jax.jit
         def run(tokens, on, step):
             layer = 0 if apart else jnp.int32(0)
-            return paged_attention(*tokens, on, layer, step, scale=scale)
+            return paged_attention(*tokens, on, layer, step, scale=scale, **options)
 
         out, on = run(tokens, on, placed(mesh, step))
     after = [np.asarray(x[0]).reshape(groups, *pool.shape[1:]) for x in on]
@@ -93,13 +94,14 @@ def check_all_groups(out, after, want, pool, wanted_pool, at):
             np.testing.assert_array_equal(one[1:], wanted_pool[i, 1:])
 
 
-@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("how", ["apart", "xla", "pallas_interpret"])
 @pytest.mark.parametrize("mesh", [*MESHES, (1, 8)])
 @pytest.mark.parametrize(("N", "K"), [(8, 4), (8, 8)])
-def test_decoding_rows(rng, monkeypatch, mesh, apart, N, K):
+def test_decoding_rows(rng, monkeypatch, mesh, how, N, K):
     """Alone, behind one span and behind two, in groups of every tile, with pages half full."""
     H, scale, size = 6, 0.37, 16
     monkeypatch.setattr(paged, "TILES", (1, 4, 8))
+    monkeypatch.setattr(pallas_paged, "TILES", (1, 4, 8))
     pages, spans, contents = make_world(rng, K, H)
     paths = [()] * 2 + [(spans[0],)] * 9 + [spans[1].path] + [spans[2].path] * 2
     pool = np.zeros((2, pages.count, K, PAGE, H), np.float32)
@@ -131,7 +133,8 @@ def test_decoding_rows(rng, monkeypatch, mesh, apart, N, K):
         for n in range(2):
             wanted_pool[n, rows[i].pages[fill_at // PAGE], :, fill_at % PAGE] = new[n][0]
     arrays = decode_arrays([plan] * mesh.shape[DATA], PAGE, size, size)
-    out, after = run_step(mesh, pool, q, k, v, arrays.step, scale, apart)
+    options = {"implementation": how} if how != "apart" else {}
+    out, after = run_step(mesh, pool, q, k, v, arrays.step, scale, how == "apart", **options)
     check_all_groups(out, after, want, pool, wanted_pool, slice(len(rows)))
 
 
@@ -184,3 +187,29 @@ def test_pieces_of_prompts(rng, monkeypatch, mesh, apart):
     out, after = run_step(mesh, pool, q, k, v, arrays.step, scale, apart)
     check_all_groups(out, after, want, pool, wanted_pool, slice(t))
     assert np.isfinite(out).all()  # also of what only rounds the step up
+
+
+def test_the_kernel_fetches_each_page_once(rng, monkeypatch):
+    """64 rows behind 2,048 slots, with 1 to 1,024 tokens of their own: blocks that change."""
+    monkeypatch.setattr(paged, "on_tpu", lambda: True)
+    pages, size = Pages(1000, 128), 64
+    span = Span.of_tokens([0] * 2048)
+    span.pages = pages.take(16)
+    rows, at = [], []
+    for i in range(size):
+        row = Row((span,), [0], 9, request=_Request())
+        at.append(int(rng.integers(0, 1024)))
+        row.pages, row.slot, row.drawn = pages.take(pages.needed(at[-1] + 1)), i, 1
+        rows.append(row)
+    step = decode_arrays([Decode(rows, at)], 128, size, size).step
+    v = step.visits
+    live = np.where(np.arange(len(v.first)) < v.bounds[-1], v.length, 0)
+    shared = tuple(jnp.asarray(x) for x in (v.first, v.count, v.pages, live))
+    own = jnp.asarray(step.own_pages), jnp.asarray(step.own_index)
+    *_, length, ids = map(np.asarray, pallas_paged.items_of(shared, *own, 128))
+    fetched = 1 + np.count_nonzero(np.diff(ids, axis=0), axis=0)
+    least = 16 + sum(len(row.pages) for row in rows)
+    assert least <= fetched.sum() <= 1.02 * least
+    unshared = size * 16 + sum(len(row.pages) for row in rows)
+    assert unshared > 3 * fetched.sum()
+    assert length.sum() == 2048 + sum(at) + size  # slots that are read

@@ -22,8 +22,9 @@ from cartridges_jax.cartridge import Cartridge
 from cartridges_jax.composition import JOINED, Composition, Place, places, put
 from cartridges_jax.config import digest
 from cartridges_jax.engine.answers import Generation, GenerationConfig, settled
-from cartridges_jax.engine.engine import Context, Engine, Request
+from cartridges_jax.engine.engine import Engine
 from cartridges_jax.engine.memory import EngineConfig
+from cartridges_jax.engine.requests import Context, Request
 from cartridges_jax.engine.sampling import Sampling
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.chat_template import ChatTemplate, Message

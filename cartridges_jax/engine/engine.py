@@ -18,10 +18,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from cartridges_jax.engine.answers import Generation, GenerationConfig, read_answer
+from cartridges_jax.engine.answers import Generation
 from cartridges_jax.engine.batch import decode_arrays, piece_arrays
 from cartridges_jax.engine.memory import EngineConfig, num_pages
 from cartridges_jax.engine.pages import Pages, Span
+from cartridges_jax.engine.requests import Answer, Context, Counts, Request, so_far
 from cartridges_jax.engine.sampling import Told
 from cartridges_jax.engine.scheduler import Piece, Row, Scheduler
 from cartridges_jax.engine.steps import (
@@ -43,56 +44,6 @@ LOOK_TOKENS = 8  # an answer's text is looked at after so many more of its token
 MOST_APART = 4 * 2**30  # bytes of blocks that a CPU holds a second time while it decodes
 
 
-class Context:
-    """Spans that requests follow, on pages as long as there is room.
-
-    It may lose them while nothing follows it, and gets them back by itself.
-    """
-
-    def __init__(self, spans: Sequence[Span], behind: "Context | None" = None):
-        self.spans = tuple(spans)
-        self._behind = behind  # is in use as long as this one is
-
-    @property
-    def num_slots(self) -> int:
-        return sum(span.length for span in self.spans)
-
-    @property
-    def next_position(self) -> int:
-        """Rope position of the first token behind it."""
-        return sum(span.positions for span in self.spans)
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is asked of the engine.
-
-    `token_ids` follow the context; `seed` is of sampling, from 0 to 2**31 - 1.
-    """
-
-    token_ids: Sequence[int]
-    config: GenerationConfig
-    seed: int = 0
-    context: Context | None = None
-
-
-class Answer:
-    """An answer that is being made, and at its end what it is."""
-
-    def __init__(self, row: Row, group: int):
-        self.row, self.group = row, group
-        self.token_ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.top_logprobs: list[dict[int, float]] = []
-        self.prompt_logprobs: list[float] = []
-        self.prompt_top_logprobs: list[dict[int, float]] = []
-        self.generation: Generation | None = None  # once it is over
-
-    @property
-    def request(self) -> Request:
-        return self.row.request
-
-
 class _Started(NamedTuple):
     """A step that is on its way: whose its places are, and its results."""
 
@@ -102,19 +53,6 @@ class _Started(NamedTuple):
     # prompt on, how many.
     prompts: Sequence[tuple[Answer, int, int, int]] = ()
     of_prompts: Told | None = None
-
-
-@dataclasses.dataclass
-class Counts:
-    """What the engine has done: tokens and rows of steps, with and without what rounds them up."""
-
-    read_tokens: int = 0
-    read_room: int = 0
-    decoded_rows: int = 0
-    decoded_room: int = 0
-    most_rows: int = 0  # decoded in one step
-    steps: int = 0
-    dropped_rows: int = 0  # for want of pages
 
 
 class Engine:
@@ -280,7 +218,7 @@ class Engine:
                 self.advance(lambda known=known: answer.generation or len(answer.token_ids) > known)
                 if answer.generation is None:
                     known = len(answer.token_ids)
-                    yield _so_far(self.tokenizer, answer)
+                    yield so_far(self.tokenizer, answer)
             yield answer.generation
         finally:
             self.cancel(answer)
@@ -450,7 +388,7 @@ class Engine:
         config, ids = answer.request.config, answer.token_ids
         ended = ids[-1] in config.stop_ids or len(ids) >= config.max_new_tokens
         if ended or (config.looks_at_text and len(ids) % LOOK_TOKENS == 0):
-            found = _so_far(self.tokenizer, answer)
+            found = so_far(self.tokenizer, answer)
             if found.finish_reason:
                 answer.generation = found
                 self._end(answer)
@@ -463,23 +401,11 @@ class Engine:
         del self._answers[row]
         if answer.generation is None:
             answer.generation = dataclasses.replace(
-                _so_far(self.tokenizer, answer), finish_reason="cancelled"
+                so_far(self.tokenizer, answer), finish_reason="cancelled"
             )
         for span in row.path:
             if not span.is_kept and not span.followers:
                 scheduler.forget(span)
-
-
-def _so_far(tokenizer: Tokenizer, answer: Answer) -> Generation:
-    found = read_answer(
-        tokenizer, list(answer.token_ids), list(answer.logprobs), answer.request.config,
-        list(answer.top_logprobs),
-    )  # fmt: skip
-    return dataclasses.replace(
-        found,
-        prompt_logprobs=list(answer.prompt_logprobs),
-        prompt_top_logprobs=list(answer.prompt_top_logprobs),
-    )
 
 
 def _takes_layers_apart(model: Transformer) -> bool:

@@ -12,7 +12,7 @@ from etils import epath
 
 from cartridges_jax import files
 from cartridges_jax.cartridge import Cartridge
-from cartridges_jax.engine.engine import Context
+from cartridges_jax.engine.requests import Context
 from cartridges_jax.errors import InputError
 
 SUFFIX = ".cartridge"

@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 from cartridges_jax.engine.answers import GenerationConfig
-from cartridges_jax.engine.engine import Answer, Engine, Request
+from cartridges_jax.engine.engine import Engine
+from cartridges_jax.engine.requests import Answer, Request
 from cartridges_jax.evaluation.arms import Arm
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.metrics import progress

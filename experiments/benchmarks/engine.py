@@ -35,8 +35,9 @@ from etils import epath
 
 from cartridges_jax import load_model
 from cartridges_jax.engine.answers import GenerationConfig
-from cartridges_jax.engine.engine import Context, Engine, Request
+from cartridges_jax.engine.engine import Engine
 from cartridges_jax.engine.memory import EngineConfig
+from cartridges_jax.engine.requests import Context, Request
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.transformer import KV
 from experiments.record import write_result

@@ -30,7 +30,7 @@ from etils import epath
 
 from cartridges_jax import load_model
 from cartridges_jax.engine.answers import GenerationConfig
-from cartridges_jax.engine.engine import Request
+from cartridges_jax.engine.requests import Request
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.sources.locate import open_source
 from experiments.benchmarks.measure import product_flops

@@ -12,6 +12,8 @@ import numpy as np
 
 from cartridges_jax.attention.paged import EVERYBODY
 from cartridges_jax.engine import engine as engine_module
+from cartridges_jax.engine import requests
+from cartridges_jax.engine.answers import Generation
 from cartridges_jax.engine.engine import Engine
 from cartridges_jax.engine.sampling import Told
 from cartridges_jax.models.tokenizer_files import load_tokenizer
@@ -106,13 +108,15 @@ def make_engine(monkeypatch, groups, config, num_pages, window=10_000):
         "num_pages": lambda *_: num_pages,
         "new_state": lambda config, mesh, pages, size, rows, *_: _Groups(groups, rows),
         "_takes_layers_apart": lambda _: False,
-        "read_answer": lambda _, ids, logprobs, config, top: engine_module.Generation(
-            "", ids, logprobs,
-            "stop" if ids and ids[-1] in config.stop_ids
-            else "length" if len(ids) >= config.max_new_tokens else "",
-        ),
-    }.items():  # fmt: skip
+    }.items():
         monkeypatch.setattr(engine_module, name, function)
+
+    def read_answer(_, ids, logprobs, config, top):
+        ended = bool(ids) and ids[-1] in config.stop_ids
+        reason = "stop" if ended else "length" if len(ids) >= config.max_new_tokens else ""
+        return Generation("", ids, logprobs, reason, top)
+
+    monkeypatch.setattr(requests, "read_answer", read_answer)
 
     class Model(Transformer):
         def __init__(self):

@@ -10,8 +10,9 @@ import pytest
 
 from cartridges_jax.composition import Composition
 from cartridges_jax.engine.answers import GenerationConfig
-from cartridges_jax.engine.engine import Engine, Request
+from cartridges_jax.engine.engine import Engine
 from cartridges_jax.engine.memory import EngineConfig
+from cartridges_jax.engine.requests import Request
 from cartridges_jax.engine.sampling import Sampling
 from cartridges_jax.errors import InputError
 from cartridges_jax.models.transformer import KV, Prefix

@@ -7,9 +7,9 @@ import random
 import pytest
 
 from cartridges_jax.engine.answers import GenerationConfig
-from cartridges_jax.engine.engine import Request
 from cartridges_jax.engine.memory import EngineConfig
 from cartridges_jax.engine.pages import Pages, Span
+from cartridges_jax.engine.requests import Request
 from cartridges_jax.engine.scheduler import Row, Scheduler
 from cartridges_jax.errors import InputError
 from tests.engine.fake_device import VOCABULARY, loaded, make_engine, plain_answer

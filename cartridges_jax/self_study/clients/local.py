@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cartridges_jax.corpus import Chunk
-from cartridges_jax.engine.engine import Context
+from cartridges_jax.engine.requests import Context
 from cartridges_jax.language_model import LanguageModel
 from cartridges_jax.models.chat_template import Message
 from cartridges_jax.self_study.clients.base import Reply

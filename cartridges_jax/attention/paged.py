@@ -157,10 +157,11 @@ def paged_attention(
                 return found
             return jax.lax.dynamic_slice_in_dim(found, own_head, 1, found.ndim - 3)
 
-        num_heads = K if query_heads != heads else k.shape[1]
-        num_heads = 1 if own_head is not None else num_heads
+        def read_both(ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return read(pool_k, ids), read(pool_v, ids)
+
+        num_heads = k.shape[1] if own_head is None else 1
         grouped = q.reshape(B * T, num_heads, N // num_heads, H)
-        read_both = lambda ids: (read(pool_k, ids), read(pool_v, ids))  # noqa: E731
         if implementation != "xla":
             visits = step.visits
             is_visit = jnp.arange(len(visits.first)) < visits.bounds[-1]

@@ -147,14 +147,7 @@ def piece_arrays(
         slots[d, : len(rows)] = [row.slot for row in rows]
         visits.append(visits_of(entries, page_size, shapes))
         drawing.append(rows)
-    page, slot, own = (x.reshape(-1) for x in (page, slot, own))
-    step = Step(
-        page,
-        slot,
-        own,
-        _stacked(visits, shapes),
-        None,
-    )
+    step = _step((page, slot, own), visits, shapes, None)
     return PieceArrays(
         ids, positions, next_ids, step, end_at, slots.reshape(-1), draws_of(drawing, ends)
     )
@@ -182,14 +175,7 @@ def decode_arrays(
         slot[d, :n] = own[d, :n] % page_size
         entries = ((i, 1, _runs(row.path)) for i, row in enumerate(of_step))
         visits.append(visits_of(entries, page_size, shapes))
-    page, slot, own = (x.reshape(-1) for x in (page, slot, own))
-    step = Step(
-        page,
-        slot,
-        own,
-        _stacked(visits, shapes),
-        own_pages.reshape(D * rows, -1),
-    )
+    step = _step((page, slot, own), visits, shapes, own_pages.reshape(D * rows, -1))
     drawing = [[] if s is None else s.rows for s in steps]
     return DecodeArrays(slots.reshape(-1), positions.reshape(-1), step, draws_of(drawing, rows))
 
@@ -201,6 +187,17 @@ def start_of(path: Sequence[Span]) -> int:
 
 def _runs(path: Sequence[Span]) -> list[_Run]:
     return [_Run(span.serial, span.pages, EVERYBODY, span.length) for span in path]
+
+
+def _step(
+    of_tokens: Sequence[np.ndarray],
+    visits: Sequence[list[_Visit]],
+    shapes: Sequence[Shape],
+    own_pages: np.ndarray | None,
+) -> Step:
+    """A step of pages, slots and own indices [D, T], and the visits of each device."""
+    page, slot, own = (x.reshape(-1) for x in of_tokens)
+    return Step(page, slot, own, _stacked(visits, shapes), own_pages)
 
 
 def _stacked(visits: Sequence[list[_Visit]], shapes: Sequence[Shape]) -> Visits:

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from cartridges_jax.engine.answers import Generation
 from cartridges_jax.engine.batch import decode_arrays, piece_arrays
-from cartridges_jax.engine.memory import EngineConfig, num_pages
+from cartridges_jax.engine.memory import EngineConfig, num_pages, takes_layers_apart
 from cartridges_jax.engine.pages import Pages, Span
 from cartridges_jax.engine.requests import Answer, Context, Counts, Request, so_far
 from cartridges_jax.engine.sampling import Told
@@ -41,7 +41,6 @@ from cartridges_jax.sharding import DATA, place
 
 PATIENCE = 4  # decoding steps that a piece which is not full waits, while many rows decode
 LOOK_TOKENS = 8  # an answer's text is looked at after so many more of its tokens
-MOST_APART = 4 * 2**30  # bytes of blocks that a CPU holds a second time while it decodes
 
 
 class _Started(NamedTuple):
@@ -79,20 +78,19 @@ class Engine:
         """
         self.config = config or EngineConfig()
         self.mesh, self.tokenizer = mesh, tokenizer
-        apart = _takes_layers_apart(model)
+        apart = takes_layers_apart(model)
         with jax.set_mesh(mesh):
             self._weights = Weights(model.unstacked() if apart else model)
         self.window = model.config.window
         c, pages = self.config, num_pages(model, mesh, self.config)
-        dtype = model.dtype
-        self._state = new_state(model.config, mesh, pages, c.page_size, c.max_rows, dtype, apart)
+        sizes = pages, c.page_size, c.max_rows
+        self._state = new_state(model.config, mesh, *sizes, model.dtype, apart)
         self._schedulers = [
             Scheduler(Pages(pages, c.page_size), c.max_rows, c.piece_sizes[-1], c.piece_rows)
             for _ in range(mesh.shape[DATA])
         ]
-        self._groups = itertools.cycle(
-            range(len(self._schedulers))
-        )  # requests are shared out evenly
+        # Requests are shared out evenly.
+        self._groups = itertools.cycle(range(len(self._schedulers)))
         self.counts = Counts()
         self._copies: weakref.WeakKeyDictionary[Span, list[Span]] = weakref.WeakKeyDictionary()
         self._inbox: collections.deque[Callable[[], None]] = collections.deque()
@@ -144,14 +142,9 @@ class Engine:
             return [span]
         if span not in self._copies:
             before = [self._copies_of(one) for one in span.before]
+            fields = span.length, span.positions, span.token_ids
             self._copies[span] = [
-                Span(
-                    span.length,
-                    span.positions,
-                    span.token_ids,
-                    tuple(b[d] for b in before),
-                    span.source,
-                )
+                Span(*fields, tuple(b[d] for b in before), span.source)
                 for d in range(len(self._schedulers))
             ]
         return self._copies[span]
@@ -321,14 +314,13 @@ class Engine:
             return None
         rows = next(size for size in c.row_sizes if size >= most)
         arrays = decode_arrays(steps, c.page_size, rows, c.max_rows)
-        together = sum(len(step.rows) for step in steps if step)
-        self.counts.decoded_rows += together
+        self.counts.decoded_rows += (together := sum(len(step.rows) for step in steps if step))
         self.counts.most_rows = max(self.counts.most_rows, together)
         self.counts.decoded_room += rows * len(steps)
         self._state, drawn = decode(self._weights, self._state, placed(self.mesh, arrays))
         return _Started(self._in_order([step.rows if step else [] for step in steps], rows), drawn)
 
-    def _in_order(self, rows: Sequence[Sequence[Row]], size: int) -> "list[Answer | None]":
+    def _in_order(self, rows: Sequence[Sequence[Row]], size: int) -> list[Answer | None]:
         """The answer at each place of a step's results, None where there is none."""
         places: list[Any] = [None] * (len(rows) * size)
         for d, some in enumerate(rows):
@@ -406,10 +398,3 @@ class Engine:
         for span in row.path:
             if not span.is_kept and not span.followers:
                 scheduler.forget(span)
-
-
-def _takes_layers_apart(model: Transformer) -> bool:
-    """Whether decoding is faster with a list of layers: on a CPU, if they may be held twice."""
-    if jax.default_backend() != "cpu":
-        return False
-    return sum(x.nbytes for x in jax.tree.leaves(model.blocks)) <= MOST_APART

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -14,6 +15,7 @@ from cartridges_jax.sharding import DATA, MODEL
 
 CPU_POOL = 2 * 2**30  # bytes that a pool takes of a machine without an accelerator, if it has them
 SHARE = 0.5  # of what a device has left: others than the engine want some
+MOST_APART = 4 * 2**30  # bytes of blocks that a CPU holds a second time while it decodes
 LEAST_ROWS = 8  # a batch of fewer costs the same
 
 
@@ -80,3 +82,10 @@ def _room(mesh: Mesh, window_bytes: int) -> int:
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     wanted = max(CPU_POOL // mesh.shape[DATA], window_bytes)
     return min(wanted, int(SHARE * machine) // len(mesh.local_devices))
+
+
+def takes_layers_apart(model: Transformer) -> bool:
+    """Whether decoding is faster with a list of layers: on a CPU, if they may be held twice."""
+    if jax.default_backend() != "cpu":
+        return False
+    return sum(x.nbytes for x in jax.tree.leaves(model.blocks)) <= MOST_APART

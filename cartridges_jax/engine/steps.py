@@ -89,7 +89,10 @@ def new_state(
 
 def placed(mesh: Mesh, arrays: Any) -> Any:
     """The arrays of a step on the mesh: all but single numbers split over "data"."""
-    spec = lambda x: P(DATA, *[None] * (np.ndim(x) - 1)) if np.ndim(x) else P()  # noqa: E731
+
+    def spec(x: Any) -> P:
+        return P(DATA, *[None] * (np.ndim(x) - 1)) if np.ndim(x) else P()
+
     shardings = jax.tree.map(lambda x: NamedSharding(mesh, spec(x)), arrays)
     return jax.device_put(arrays, shardings)
 

@@ -176,8 +176,11 @@ def abstract_step(
     L, K, H, D = config.num_layers, config.num_kv_heads, config.head_dim, mesh.shape[DATA]
     pool = on_mesh(mesh, (L, D * pages, K, PAGE, H), dtype, None, DATA, head_axis(K))
     state = State(PagedKV(pool, pool), on_mesh(mesh, (D * (rows + 1),), jnp.int32, DATA))
-    axes = lambda x: (DATA,) if np.ndim(x) else ()  # noqa: E731
-    return state, jax.tree.map(lambda x: on_mesh(mesh, x.shape, x.dtype, *axes(x)), arrays)
+
+    def on_it(x: Any) -> Any:
+        return on_mesh(mesh, x.shape, x.dtype, *((DATA,) if np.ndim(x) else ()))
+
+    return state, jax.tree.map(on_it, arrays)
 
 
 def compile_train_step(

@@ -47,7 +47,10 @@ class _Groups:
     def step(self, ids, positions, step, size):
         """Writes the tokens of each group; returns what each sees."""
         groups = len(self.written)
-        split = lambda x: x.reshape(groups, -1, *x.shape[1:])  # noqa: E731
+
+        def split(x):
+            return x.reshape(groups, -1, *x.shape[1:])
+
         page, slot, own = map(split, step[:3])
         first, count, pages, base, length = map(split, step.visits[:5])
         ends = split(step.visits.bounds)[:, -1]
@@ -107,7 +110,7 @@ def make_engine(monkeypatch, groups, config, num_pages, window=10_000):
         "place": lambda _, array, __: array,
         "num_pages": lambda *_: num_pages,
         "new_state": lambda config, mesh, pages, size, rows, *_: _Groups(groups, rows),
-        "_takes_layers_apart": lambda _: False,
+        "takes_layers_apart": lambda _: False,
     }.items():
         monkeypatch.setattr(engine_module, name, function)
 

@@ -32,7 +32,10 @@ def check_pages(engine, in_use=True):
 
 def make_contexts(rng, engine):
     """Contexts with what they hold: text, text behind text, slots, text behind slots."""
-    tokens = lambda: [rng.randrange(VOCABULARY) for _ in range(rng.randrange(1, 20))]  # noqa: E731
+
+    def tokens():
+        return [rng.randrange(VOCABULARY) for _ in range(rng.randrange(1, 20))]
+
     made = []
     for i in range(rng.randrange(5)):
         text, is_loaded = tokens(), rng.random() < 0.4

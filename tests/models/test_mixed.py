@@ -80,7 +80,7 @@ def test_layers_one_by_one_give_what_scanned_ones_give(monkeypatch, mesh):
     context = model.read(model.template.render_context("", "Ada Brown lives in Oslo."))
     prompts = ["Where does Ada Brown live?", "Who lives in Oslo?", "What?"]
     apart = model.generate(prompts, context, max_new_tokens=20)
-    monkeypatch.setattr(engine, "_takes_layers_apart", lambda _: False)
+    monkeypatch.setattr(engine, "takes_layers_apart", lambda _: False)
     model.release_engine()
     scanned = model.generate(prompts, context, max_new_tokens=20)
     assert [a.token_ids for a in apart] == [s.token_ids for s in scanned]
